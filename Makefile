@@ -1,0 +1,49 @@
+# Every target sets up what it needs. `make help` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: help setup demo test test-slow check lint types boundaries bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install Sonder into it, if absent
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Found no $(PYTHON). Sonder needs Python 3.11. Install it or name another: make setup PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## a synthetic log becomes user profiles you can query (under 6 minutes on 2 cores)
+	$(BIN)/sonder demo
+
+test: setup ## the fast tests
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup ## the tests that take minutes: kills, jobs, real logs, the documents' commands
+	$(BIN)/pytest -m slow
+
+check: lint types boundaries ## everything that needs no run: lint, types, import directions; writes nothing
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+boundaries: setup ## import directions of the design
+	$(BIN)/lint-imports
+
+bench: setup ## the first-build tables: Online Retail, ML-1M, beauty, the synthetic world
+	$(BIN)/python -m benchmarks.first_build
+
+docs: setup ## run every command of the README and the guides
+	$(BIN)/pytest -m slow tests/docs
+
+clean: ## remove what the targets made, the environment included
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

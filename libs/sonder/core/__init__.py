@@ -1,0 +1,1 @@
+"""The ground floor: configuration, errors, stable ids, storage and the telemetry seam. Imports nothing of Sonder."""

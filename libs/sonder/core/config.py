@@ -1,0 +1,240 @@
+"""The configuration of a workspace: one frozen object per run, unknown keys rejected, the rest derived from data.
+
+`load(path, overrides)` reads `sonder.yaml` and applies `--set section.key=value`. Relative paths are relative to the
+working directory of the command, as in any shell. None means "derived from the data"; what was derived is written
+into the manifest of the step that derived it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sonder.core.errors import ConfigurationError
+
+Protocol = Literal["temporal", "leave_one_out"]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; a typing mistake in a key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EventColumns(Section):
+    """Which column of the log holds which field of the event contract. A dotted name reaches into JSON objects."""
+
+    user_id: str | None = None
+    item_id: str | None = None
+    action: str | None = None
+    timestamp: str | None = None
+    event_id: str | None = None
+    surface: str | None = None
+    value: str | None = None
+    request_id: str | None = None
+
+
+class ActionRule(Section):
+    """Rows whose `column` matches the regular expression `matches` get this action: cancelled invoices, say."""
+
+    action: str
+    column: str
+    matches: str
+
+
+class EventsConfig(Section):
+    """The log, its shape, and what makes a row of it bad."""
+
+    path: str | tuple[str, ...]
+    format: Literal[
+        "auto",
+        "csv",
+        "jsonl",
+        "parquet",
+        "arrow",
+        "iceberg",
+        "delta",
+        "sequences",
+        "movielens",
+        "cdnow",
+        "online_retail",
+    ] = "auto"
+    columns: EventColumns = EventColumns()
+    action: str | None = Field(None, description="constant action of a log that has no action column")
+    action_rules: tuple[ActionRule, ...] = ()
+    action_weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="1 wanted, 0 only shown, -1 unwanted; by the name of the action where not given (events.actions)",
+    )
+    timestamp: str = Field(
+        "auto", description="auto, iso, epoch_s, epoch_ms, epoch_us, epoch_ns, ordinal, or a strptime pattern"
+    )
+    delimiter: str | None = Field(None, description="of a CSV file; looked at when not given")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    max_events_per_day: int = Field(5_000, gt=0, description="a user above it is set aside as a bot")
+    max_id_bytes: int = Field(256, gt=0)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+class ItemColumns(Section):
+    item_id: str = "item_id"
+    category: str | None = None
+    title: str | None = None
+    vector: str | None = None
+
+
+class ItemsConfig(Section):
+    """The catalogue: optional, in any of the tabular formats."""
+
+    path: str
+    format: Literal["auto", "csv", "jsonl", "parquet", "arrow"] = "auto"
+    columns: ItemColumns = ItemColumns()
+
+
+class PrepareConfig(Section):
+    num_buckets: int | None = Field(None, gt=0, le=999, description="history partitions; from the log's size")
+
+
+class EvaluationConfig(Section):
+    """`temporal`: train before the last `test_days`, test on them. `leave_one_out`: test on each user's last item."""
+
+    protocol: Protocol = "temporal"
+    test_days: int = Field(30, gt=0)
+
+
+class EncoderConfig(Section):
+    dim: int = Field(64, gt=0, multiple_of=8)
+    num_blocks: int = Field(2, gt=0)
+    num_heads: int = Field(2, gt=0)
+    max_length: int | None = Field(None, gt=0, description="newest events read; covers 95 % of users, 200 at most")
+    dropout: float | None = Field(None, ge=0, lt=1, description="from the number of events per parameter")
+    objective: Literal["auto", "next_action", "dense_all_action"] = "auto"
+    num_negatives: int | None = Field(None, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    max_epochs: int = Field(100, gt=0)
+    patience: int = Field(5, gt=0, description="validations without improvement before training stops")
+    max_minutes: float | None = Field(None, gt=0, description="stop at the first epoch that ends after it")
+    num_workers: int = Field(1, gt=0)
+
+
+class InterestsConfig(Section):
+    max_events: int = Field(200, gt=0, description="newest events of a user that are clustered")
+    max_interests: int = Field(10, gt=0, description="interests kept per user, by weight")
+    merge_distance: float | None = Field(None, gt=0, description="Ward distance that ends the merging")
+    half_life_days: float | None = Field(None, gt=0, description="of an event's weight; from the log's length")
+
+
+class SegmentsConfig(Section):
+    """Lifecycle thresholds in days; None: from the log's own rhythm (quantiles of the gaps between active days)."""
+
+    new_days: int | None = Field(None, gt=0)
+    dormant_days: int | None = Field(None, gt=0)
+    core_active_share: float | None = Field(None, gt=0, le=1)
+    casual_active_share: float | None = Field(None, gt=0, le=1)
+
+
+class ScoreTask(Section):
+    """What a score promises: `action` within N days, or (churn) no activity for N days. Calibrated probability."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    action: str | None = None
+    churn: bool = False
+    within_days: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ScoreTask:
+        if self.churn == (self.action is not None):
+            raise ValueError(f"score {self.name!r} needs either `action: NAME` or `churn: true`")
+        return self
+
+
+class ServingConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+
+class SonderConfig(Section):
+    """Everything a build depends on."""
+
+    workspace: str = "./workspace"
+    events: EventsConfig
+    items: ItemsConfig | None = None
+    prepare: PrepareConfig = PrepareConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    interests: InterestsConfig = InterestsConfig()
+    segments: SegmentsConfig = SegmentsConfig()
+    scores: tuple[ScoreTask, ...] = ()
+    serving: ServingConfig = ServingConfig()
+    seed: int = 7
+
+    @field_validator("scores")
+    @classmethod
+    def _unique_names(cls, scores: tuple[ScoreTask, ...]) -> tuple[ScoreTask, ...]:
+        names = [score.name for score in scores]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"score names must be unique, repeated: {', '.join(sorted(repeated))}")
+        return scores
+
+    def digest(self, *sections: str) -> str:
+        """16 hex digits over the named sections (all but `workspace` and `serving` if none is named)."""
+        chosen = sections or tuple(sorted(set(type(self).model_fields) - {"workspace", "serving"}))
+        content = {name: self.model_dump(mode="json")[name] for name in chosen}
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> SonderConfig:
+    """Read a configuration file and apply overrides such as `encoder.dim=64` (values are YAML)."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigurationError(
+            f"No configuration at {file}",
+            expected="a YAML file such as sonder.yaml",
+            do="`sonder init LOG --out sonder.yaml` writes one from a log.",
+        )
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not YAML: {error}", expected="a YAML mapping") from error
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{file} holds {type(raw).__name__}", expected="a mapping with `events:`")
+    for override in overrides:
+        _apply(raw, override)
+    return validate(raw, source=str(file))
+
+
+def validate(raw: dict[str, Any], *, source: str) -> SonderConfig:
+    """Check a plain mapping; one line per mistake, each with its place."""
+    try:
+        return SonderConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg']}" for e in error.errors()]
+        raise ConfigurationError(
+            f"{source} does not fit: " + "; ".join(lines),
+            do="Correct the named keys; docs/configuration.md lists them.",
+        ) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigurationError(f"--set {override!r}", expected="section.key=value, such as encoder.dim=64")
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigurationError(f"--set {override!r}: {parent!r} is not a section", expected="section.key=value")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--set {override!r}: the value is not YAML", expected="section.key=value") from error

@@ -1,0 +1,55 @@
+"""Where everything of one installation lives: a local folder or any URI. The only place that spells these paths.
+
+history/<snapshot>/  items/<snapshot>/  quarantine/<snapshot>/   what `prepare` made
+releases/<id>/  releases/CURRENT                                 what `build` made, and which of it is served
+store/                                                           the embedded online store, always local
+.staging/                                                        work that is not published
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonder.core.errors import ConfigurationError
+from sonder.core.storage import Folder
+
+
+@dataclass(frozen=True)
+class Workspace:
+    root: Folder
+
+    @classmethod
+    def at(cls, uri: str) -> Workspace:
+        """Open a workspace; a relative local path is taken from the working directory."""
+        return cls(Folder.at(str(Path(uri).resolve()) if "://" not in uri else uri))
+
+    def history(self, snapshot: str) -> Folder:
+        return self.root / "history" / snapshot
+
+    def items(self, snapshot: str) -> Folder:
+        return self.root / "items" / snapshot
+
+    def quarantine(self, snapshot: str) -> Folder:
+        return self.root / "quarantine" / snapshot
+
+    @property
+    def releases(self) -> Folder:
+        return self.root / "releases"
+
+    def release(self, release_id: str) -> Folder:
+        return self.releases / release_id
+
+    def staging(self, name: str) -> Folder:
+        return self.root / ".staging" / name
+
+    @property
+    def store(self) -> Path:
+        """Folder of the embedded store: memory-mapped, so on a local disk."""
+        if not self.root.is_local:
+            raise ConfigurationError(
+                f"The embedded store cannot live at {self.root}",
+                expected="a local folder",
+                do="Serve from a node with a local copy of the workspace.",
+            )
+        return Path(self.root.path) / "store"

@@ -1,0 +1,11 @@
+"""User and item embeddings: a causal transformer over (item, action, surface, time) tokens, trained by sampled softmax.
+
+specification   the dials, most of them derived from the data, recorded beside the weights
+holdout         which events the training may see, and which wanted events of which users validate it
+batching        timelines -> flat tokens -> batches of segments of like length
+model           tokens -> one state per event; item vectors live in the same space
+objective       next action and dense all action: what each event shall predict; negatives; the loss
+training        the epoch loop: validation, early stopping, resumable state, one or many workers
+inference       histories -> one unit vector per user, in batch and online alike
+artefact        the trained encoder as safetensors + JSON
+"""

@@ -1,0 +1,130 @@
+"""The trained encoder on disk: `weights.safetensors` and `encoder.json`.
+
+Shapes: I items of the vocabulary it was trained with, D width.
+An item's score for a user is the cosine of their vectors plus `item_bias`: what it loses for being less popular than
+the most popular item, as of the end of the training data or later (`with_popularity`).
+Limits: item vectors are derived from the weights on loading, so the two can never disagree; items that no user had
+wanted before the cutoff have the zero vector and `trained_items` False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sonder.core.errors import ArtefactMismatch
+from sonder.core.ids import digest_bytes
+from sonder.core.storage import Folder
+from sonder.encoder.model import UserEncoder
+from sonder.encoder.specification import EncoderSpec
+from sonder.encoder.trend import log_shares
+
+WEIGHTS_FILE = "weights.safetensors"
+ENCODER_FILE = "encoder.json"
+POPULARITY_FILE = "popularity.safetensors"
+_TRAINED, _POPULARITY = "trained_items", "popularity"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Weights in evaluation mode, and the item space that they span."""
+
+    spec: EncoderSpec
+    model: UserEncoder
+    item_vectors: NDArray[np.float32]  # [I, D] unit rows, zero where never trained
+    trained_items: NDArray[np.bool_]  # [I]
+    popularity: NDArray[np.float64]  # [I] decayed counts of wanted events
+    item_bias: NDArray[np.float32]  # [I] 0 for the most popular item, below for all others
+    half_life_us: int  # of the counts; 0: they do not decay
+    digest: str  # 16 hex digits over the weights
+
+    @classmethod
+    def of(
+        cls,
+        spec: EncoderSpec,
+        weights: dict[str, Tensor],
+        trained_items: NDArray[np.bool_],
+        *,
+        popularity: NDArray[np.float64] | None = None,
+        half_life_us: int = 0,
+    ) -> Encoder:
+        """Build from trained weights; rows of items that were never wanted are cleared. No popularity: all alike."""
+        model = UserEncoder(spec)
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            model.items.weight[:-1][torch.from_numpy(~trained_items)] = 0
+            vectors = model.item_vectors().numpy().astype(np.float32)
+            vectors[~trained_items] = 0  # its category alone does not make it a candidate
+        model.eval().requires_grad_(False)
+        content = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+        counts = np.zeros(spec.num_items) if popularity is None else popularity
+        encoder = cls(
+            spec, model, vectors, trained_items, counts, np.zeros(0, np.float32), half_life_us, digest_bytes(content)
+        )
+        return encoder.with_popularity(counts)
+
+    def with_popularity(self, popularity: NDArray[np.float64]) -> Encoder:
+        """The same weights beside newer popularity: decayed counts [I], half-life `half_life_us`."""
+        if popularity.shape != (self.spec.num_items,):
+            raise ArtefactMismatch(
+                f"The popularity of {len(popularity)} items",
+                expected=f"that of the {self.spec.num_items} items of the encoder",
+                do="Make the release again.",
+            )
+        with torch.no_grad():
+            bias = self.model.item_bias(torch.from_numpy(log_shares(popularity)))
+            bias -= bias.max()
+        return replace(self, popularity=popularity, item_bias=bias.numpy())
+
+
+def save_encoder(encoder: Encoder, folder: Folder, *, metrics: dict[str, Any] | None = None) -> None:
+    """Write both files; `metrics` tell how the training went."""
+    tensors = {name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()}
+    tensors[_TRAINED] = torch.from_numpy(encoder.trained_items)
+    tensors[_POPULARITY] = torch.from_numpy(encoder.popularity)
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors))
+    content = {
+        "spec": encoder.spec.to_dict(),
+        "digest": encoder.digest,
+        "popularity_half_life_us": encoder.half_life_us,
+        "training": metrics or {},
+    }
+    (folder / ENCODER_FILE).write_json(content)
+
+
+def load_encoder(folder: Folder) -> Encoder:
+    """Read both files and check that they belong together."""
+    content = (folder / ENCODER_FILE).read_json()
+    tensors = load((folder / WEIGHTS_FILE).read_bytes())
+    trained_items = tensors.pop(_TRAINED).numpy()
+    popularity = tensors.pop(_POPULARITY).numpy()
+    encoder = Encoder.of(
+        EncoderSpec.from_dict(content["spec"]),
+        tensors,
+        trained_items,
+        popularity=popularity,
+        half_life_us=content["popularity_half_life_us"],
+    )
+    if encoder.digest != content["digest"]:
+        raise ArtefactMismatch(
+            f"The weights at {folder} have digest {encoder.digest}",
+            expected=f"{content['digest']}, as its {ENCODER_FILE} says",
+            do="Restore the folder from its release, or train again.",
+        )
+    return encoder
+
+
+def save_popularity(popularity: NDArray[np.float64], folder: Folder) -> None:
+    """Write decayed counts that are newer than the training."""
+    (folder / POPULARITY_FILE).write_bytes(save({_POPULARITY: torch.from_numpy(popularity)}))
+
+
+def load_popularity(folder: Folder) -> NDArray[np.float64]:
+    popularity: NDArray[np.float64] = load((folder / POPULARITY_FILE).read_bytes())[_POPULARITY].numpy()
+    return popularity

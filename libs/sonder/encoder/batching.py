@@ -1,0 +1,153 @@
+"""Timelines -> flat tokens -> batches of segments of like length, so that hardly any work is spent on padding.
+
+Shapes: U users, N tokens, S segments, B segments of a batch, T positions of its longest segment.
+A token is an event with a wish in it: wanted or unwanted, never merely shown. Item -1 (unknown) stays a token.
+Limits: everything of one worker stays in memory, about 40 bytes an event; batches are cut from it by index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sonder.encoder.specification import EncoderSpec
+from sonder.history.timelines import Timelines
+
+NUM_GAPS = 48  # classes of the time since the previous event, two per doubling of seconds; the first event has none
+NUM_HOURS = 168  # hours of a week, UTC
+_HOUR_US = 3_600_000_000
+_THURSDAY = 72  # 1970-01-01 was a Thursday: hour 72 of a week that starts on Monday
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the encoder reads of U users; unknown ids point at the last row of their table."""
+
+    offsets: NDArray[np.int64]  # [U + 1]
+    items: NDArray[np.int32]  # [N]
+    actions: NDArray[np.int16]  # [N]
+    surfaces: NDArray[np.int16]  # [N]
+    gaps: NDArray[np.int16]  # [N] log class of the time since the previous token
+    hours: NDArray[np.int16]  # [N] hour of the week
+    times_us: NDArray[np.int64]  # [N]
+    is_wanted: NDArray[np.bool_]  # [N] of a known item
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B segments, padded behind their newest token with the last row of every table."""
+
+    items_BT: Tensor
+    actions_BT: Tensor
+    surfaces_BT: Tensor
+    gaps_BT: Tensor
+    hours_BT: Tensor
+    positions_BT: NDArray[np.int64]  # index of each token, -1 for padding
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Runs of tokens of one user each: start <= token < stop."""
+
+    starts: NDArray[np.int64]  # [S]
+    stops: NDArray[np.int64]  # [S]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self.stops - self.starts
+
+
+def tokenise(timelines: Timelines, spec: EncoderSpec) -> Tokens:
+    """Keep the events that carry a wish and translate them into table rows."""
+    weights = np.asarray([*spec.action_weights, 0.0], dtype=np.float32)  # index -1, unknown, reads the last
+    events = timelines.keep(weights[timelines.actions] != 0)
+    items = np.where((events.items < 0) | (events.items >= spec.num_items), spec.num_items, events.items)
+    surfaces = np.where(events.surfaces < 0, spec.num_surfaces, events.surfaces)
+    return Tokens(
+        offsets=events.offsets,
+        items=items.astype(np.int32),
+        actions=events.actions,
+        surfaces=surfaces.astype(np.int16),
+        gaps=_gap_classes(events),
+        hours=((events.times_us // _HOUR_US + _THURSDAY) % NUM_HOURS).astype(np.int16),
+        times_us=events.times_us,
+        is_wanted=(weights[events.actions] > 0) & (items < spec.num_items),
+    )
+
+
+def newest_segments(tokens: Tokens, max_length: int) -> Segments:
+    """The newest tokens of each user with any, in the order of the users."""
+    has_any = tokens.lengths > 0
+    stops = tokens.offsets[1:][has_any]
+    return Segments(starts=np.maximum(tokens.offsets[:-1][has_any], stops - max_length), stops=stops)
+
+
+def all_segments(
+    offsets: NDArray[np.int64], ends_U: NDArray[np.int64], max_length: int, shifts_U: NDArray[np.int64]
+) -> Segments:
+    """Cut every history up to its end into segments, the newest one shortened by the user's shift if there are more."""
+    begins_U = offsets[:-1]
+    lengths_U = np.maximum(ends_U - begins_U, 0)
+    shifts_U = np.where(lengths_U > max_length, shifts_U % max_length, 0)
+    num_U = -(-(lengths_U + shifts_U) // max_length)
+    users_S = np.repeat(np.arange(len(begins_U)), num_U)
+    ranks_S = np.arange(len(users_S)) - np.repeat(np.cumsum(num_U) - num_U, num_U)  # 0 is the newest
+    stops_S = ends_U[users_S] + shifts_U[users_S] - ranks_S * max_length
+    starts_S = np.maximum(stops_S - max_length, begins_U[users_S])
+    return Segments(starts=starts_S, stops=np.minimum(stops_S, ends_U[users_S]))
+
+
+def plan_batches(
+    lengths_S: NDArray[np.int64], batch_tokens: int, order_S: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Segments grouped by like length, at most `batch_tokens` padded positions each; `order_S` breaks ties."""
+    by_length = order_S[np.argsort(lengths_S[order_S], kind="stable")]
+    lengths = lengths_S[by_length]
+    batches, start = [], 0
+    while start < len(by_length):
+        # padded size of a batch start:stop is (stop - start) * lengths[stop - 1]; it grows with stop
+        sizes = np.arange(1, len(lengths) - start + 1)[: batch_tokens + 1] * lengths[start : start + batch_tokens + 1]
+        stop = start + max(int(np.searchsorted(sizes, batch_tokens, side="right")), 1)
+        batches.append(by_length[start:stop])
+        start = stop
+    return batches
+
+
+def collate(tokens: Tokens, spec: EncoderSpec, starts_B: NDArray[np.int64], stops_B: NDArray[np.int64]) -> Batch:
+    """Gather segments into rectangles."""
+    grid_BT = starts_B[:, None] + np.arange(int((stops_B - starts_B).max()))[None, :]
+    is_real_BT = grid_BT < stops_B[:, None]
+    inside_BT = np.where(is_real_BT, grid_BT, 0)
+
+    def rows(values_N: NDArray[np.int32] | NDArray[np.int16], padding: int) -> Tensor:
+        return torch.from_numpy(np.where(is_real_BT, values_N[inside_BT], padding).astype(np.int64))
+
+    return Batch(
+        items_BT=rows(tokens.items, spec.num_items),
+        actions_BT=rows(tokens.actions, spec.num_actions),
+        surfaces_BT=rows(tokens.surfaces, spec.num_surfaces),
+        gaps_BT=rows(tokens.gaps, NUM_GAPS),
+        hours_BT=rows(tokens.hours, NUM_HOURS),
+        positions_BT=np.where(is_real_BT, grid_BT, -1),
+    )
+
+
+def _gap_classes(events: Timelines) -> NDArray[np.int16]:
+    """0 for the first event of a user, then by the logarithm of the seconds since the previous one."""
+    seconds = np.diff(events.times_us, prepend=events.times_us[:1]) / 1e6
+    classes = 1 + np.minimum(2 * np.log2(1 + np.maximum(seconds, 0)), NUM_GAPS - 2)
+    is_first = np.zeros(len(seconds), dtype=bool)
+    is_first[events.offsets[:-1][events.lengths > 0]] = True
+    return np.where(is_first, 0, classes).astype(np.int16)

@@ -1,0 +1,224 @@
+"""What each event shall predict, against what, and the loss.
+
+Shapes: N tokens, G wanted tokens, M predictions of a batch, K shared negatives, D width, I items.
+next_action        the next wanted item after the event
+dense_all_action   a wanted item of the window after the event, drawn anew each epoch (PinnerFormer, 2022)
+Negatives are drawn half uniformly, half by popularity (what in-batch negatives are in expectation, without their
+coupling), once for the whole batch, so the loss is one matrix product. A drawn item stands for 1 / P(drawn) of its
+kind (logQ correction); an item that the event may yet have to predict is never its negative.
+Limits: with every item drawn this is the full softmax, exactly; below, its log-partition is slightly underestimated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sonder.encoder.batching import Tokens
+from sonder.encoder.specification import EncoderSpec
+
+Cells = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows, ascending, and slots
+_CHUNK_CELLS = 1 << 19  # scores of the loss that are held at once: 2 MiB stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Positives of token n: `items[firsts[n]:stops[n]]`; none if the run is empty."""
+
+    items: NDArray[np.int32]  # [G] the wanted items, user by user, oldest first
+    firsts: NDArray[np.int64]  # [N]
+    stops: NDArray[np.int64]  # [N]
+
+    def ends(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """One past the newest token of each user that has a goal [U]: later ones need not be computed in training."""
+        has_goal = np.where(self.stops > self.firsts, np.arange(1, len(self.firsts) + 1), 0)
+        newest = np.maximum.accumulate(np.concatenate(([0], has_goal)))
+        ends: NDArray[np.int64] = np.maximum(newest[offsets[1:]], offsets[:-1])
+        return ends
+
+    def draw(self, random: np.random.Generator) -> NDArray[np.int32]:
+        """One positive per token [N], -1 where there is none."""
+        num = self.stops - self.firsts
+        picked = self.firsts + (random.random(len(num)) * num).astype(np.int64)
+        padded = np.append(self.items, np.int32(-1))
+        return np.where(num > 0, padded[np.where(num > 0, picked, -1)], -1).astype(np.int32)
+
+    def of(self, positions_M: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """All positives of some tokens as pairs (row of the token, item)."""
+        num_M = self.stops[positions_M] - self.firsts[positions_M]
+        rows = np.repeat(np.arange(len(positions_M)), num_M)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(num_M) - num_M, num_M)
+        return rows, self.items[self.firsts[positions_M][rows] + within]
+
+
+def set_goals(tokens: Tokens, spec: EncoderSpec) -> Goals:
+    """Find the positives of every token."""
+    wanted_before = np.concatenate(([0], np.cumsum(tokens.is_wanted, dtype=np.int64)))
+    index_N = np.arange(len(tokens.items))
+    user_stops_N = np.repeat(tokens.offsets[1:], tokens.lengths)
+    firsts = wanted_before[index_N + 1]
+    if spec.objective == "next_action":
+        stops = np.minimum(firsts + 1, wanted_before[user_stops_N])
+    else:
+        stops = wanted_before[_window_stops(tokens, spec.window_us)]
+    return Goals(items=tokens.items[tokens.is_wanted], firsts=firsts, stops=np.maximum(stops, firsts))
+
+
+def _window_stops(tokens: Tokens, window_us: int) -> NDArray[np.int64]:
+    """First token of the same user later than each token's time plus the window, to the millisecond [N]."""
+    if len(tokens.times_us) == 0:
+        return np.zeros(0, dtype=np.int64)
+    times = (tokens.times_us - tokens.times_us.min()) // 1000
+    window = window_us // 1000
+    users_N = np.repeat(np.arange(tokens.num_users), tokens.lengths)
+    keys = users_N * (int(times.max()) + window + 2) + times  # ascending over all users
+    stops: NDArray[np.int64] = np.searchsorted(keys, keys + window, side="right")
+    return stops
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """K distinct items, and the logarithm of the probability with which each was drawn."""
+
+    items: NDArray[np.int64]  # [K] ascending
+    log_q: NDArray[np.float32]  # [K]
+
+
+class NegativeSampler:
+    """Draws the shared negatives of a batch."""
+
+    def __init__(self, target_counts_I: NDArray[np.int64], drawn_from: NDArray[np.int32], num: int) -> None:
+        self.pool = np.flatnonzero(target_counts_I)
+        self.drawn_from = drawn_from
+        share = target_counts_I / max(int(target_counts_I.sum()), 1)
+        self.draws_all = num >= len(self.pool)
+        self.half = max(num // 2, 1)
+        missed = self.half * (np.log1p(-1 / max(len(self.pool), 2)) + np.log1p(-np.minimum(share, 1 - 1e-9)))
+        self.log_q = np.log(-np.expm1(missed)).astype(np.float32)
+
+    def draw(self, random: np.random.Generator) -> Negatives:
+        if self.draws_all:
+            return Negatives(items=self.pool, log_q=np.zeros(len(self.pool), dtype=np.float32))
+        uniform = self.pool[random.integers(0, len(self.pool), self.half)]
+        popular = self.drawn_from[random.integers(0, len(self.drawn_from), self.half)]
+        items = np.unique(np.concatenate([uniform, popular]).astype(np.int64))
+        return Negatives(items=items, log_q=self.log_q[items])
+
+
+def own_positives(negatives: Negatives, rows: NDArray[np.int64], items: NDArray[np.int32]) -> Cells:
+    """Cells (row, slot) of the score matrix that hold a positive of that row; `rows` ascends."""
+    slots = np.searchsorted(negatives.items, items)
+    inside = np.minimum(slots, len(negatives.items) - 1)
+    is_drawn = negatives.items[inside] == items
+    return rows[is_drawn], inside[is_drawn]
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Log popularity of the candidates at each point in time, and its learned weight (0 to 2)."""
+
+    weight: Tensor  # []
+    points_M: Tensor  # row of `of_negatives_PK` that holds at the time of each prediction
+    of_positives_M: Tensor
+    of_negatives_PK: Tensor
+
+
+def sampled_softmax(
+    states_MD: Tensor,
+    positives_MD: Tensor,
+    negatives_KD: Tensor,
+    log_q_K: Tensor,
+    cells: Cells,
+    scale: Tensor,
+    popularity: Popularity,
+) -> Tensor:
+    """Mean of -log softmax of each positive among itself and the negatives.
+
+    A score is `scale` times the cosine plus the weighted log popularity at the time of the event. The vectors are unit
+    vectors and log popularity is negative, so no score passes `scale`: it serves as the maximum that keeps exp()
+    finite. `cells` are the (row, slot) pairs that do not count.
+    """
+    hot_MD = states_MD * scale
+    scores_M = (hot_MD * positives_MD).sum(dim=-1) + popularity.weight * popularity.of_positives_M - scale.detach()
+    bias_K = -log_q_K - scale.detach()
+    loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
+        hot_MD,
+        negatives_KD,
+        scores_M,
+        bias_K,
+        cells,
+        popularity.weight,
+        popularity.of_negatives_PK,
+        popularity.points_M,
+    )
+    return loss
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """Loss and gradients in one pass over chunks of rows: the score matrix never leaves the cache.
+
+    Autograd's own route writes and reads the M x K scores about eight times; on two cores that costs five times the
+    matrix products themselves.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hot_MD: Tensor,
+        negatives_KD: Tensor,
+        scores_M: Tensor,
+        bias_K: Tensor,
+        cells: Cells,
+        weight: Tensor,
+        popularity_PK: Tensor,
+        points_M: Tensor,
+    ) -> Tensor:
+        M, K = hot_MD.shape[0], negatives_KD.shape[0]
+        step = min(max(_CHUNK_CELLS // K, 1), M)
+        rows, slots = cells
+        positive_M = scores_M.exp()
+        partition_M = torch.empty_like(scores_M)
+        to_hot_MD, to_negatives_KD = torch.empty_like(hot_MD), torch.zeros_like(negatives_KD)
+        buffer = hot_MD.new_empty(step, K)
+        bias_PK = popularity_PK * weight + bias_K
+        popular_M = torch.empty_like(scores_M)  # expected log popularity of the negatives, not yet divided
+        for start in range(0, M, step):
+            stop = min(start + step, M)
+            part = slice(start, stop)
+            expected = torch.index_select(bias_PK, 0, points_M[part], out=buffer[: stop - start])
+            expected.addmm_(hot_MD[part], negatives_KD.T).exp_()
+            low, high = np.searchsorted(rows, (start, stop))
+            expected[torch.from_numpy(rows[low:high] - start), torch.from_numpy(slots[low:high])] = 0
+            partition_M[part] = expected.sum(dim=1) + positive_M[part]
+            popular_M[part] = _expected_popularity(expected, popularity_PK, points_M[part])
+            torch.mm(expected, negatives_KD, out=to_hot_MD[part])
+            to_hot_MD[part] /= partition_M[part, None]
+            to_negatives_KD.addmm_(expected.T, hot_MD[part] / partition_M[part, None])
+        to_weight = (popular_M / partition_M).sum()
+        ctx.save_for_backward(to_hot_MD, to_negatives_KD, positive_M / partition_M - 1, to_weight)
+        return (partition_M.log() - scores_M).mean()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        to_hot_MD, to_negatives_KD, to_scores_M, to_weight = ctx.saved_tensors
+        share = upstream / len(to_scores_M)
+        return (
+            to_hot_MD * share,
+            to_negatives_KD * share,
+            to_scores_M * share,
+            None,
+            None,
+            to_weight * share,
+            None,
+            None,
+        )
+
+
+def _expected_popularity(expected_mK: Tensor, popularity_PK: Tensor, points_m: Tensor) -> Tensor:
+    """Row-wise sum of expected x log popularity, as one product with all points: they are few."""
+    return (expected_mK @ popularity_PK.T).gather(1, points_m[:, None])[:, 0]

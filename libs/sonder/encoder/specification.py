@@ -1,0 +1,156 @@
+"""The dials of the encoder, derived from the data where the configuration leaves them open, and recorded as they were.
+
+Sources: dropout .5 on the small academic logs and .1-.2 on large ones, as the published recipes do; 2,048 shared
+negatives and a rate of 2e-3 from the prototype that docs/experiments.md reports.
+Limits: derived once, before the first step; a resumed run keeps the specification that it started with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonder.core.config import EncoderConfig, EvaluationConfig
+from sonder.core.errors import ArtefactMismatch
+from sonder.encoder.categories import item_categories
+from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
+from sonder.history.vocabulary import Vocabulary
+
+LONGEST = 200  # events; past it attention costs more than it brings on every public log
+Objective = Literal["next_action", "dense_all_action"]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Everything that a forward pass or a training step needs to know besides the weights."""
+
+    num_items: int
+    num_actions: int
+    num_surfaces: int
+    action_weights: tuple[float, ...]
+    reads_time: bool  # False for logs whose order is their only time
+    dim: int
+    num_blocks: int
+    num_heads: int
+    max_length: int
+    dropout: float
+    objective: Objective
+    window_us: int  # of the dense objective
+    num_negatives: int
+    batch_tokens: int  # positions per step, over all workers
+    learning_rate: float
+    weight_decay: float
+    average_decay: float  # of the running average of the weights, per step
+    excludes_seen: bool  # whether validation ranks only items that are new to the user
+    seed: int
+    num_categories: int = 0  # of all levels of the taxonomy
+    num_levels: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> EncoderSpec:
+        try:
+            return cls(**{**content, "action_weights": tuple(content["action_weights"])})
+        except (TypeError, KeyError) as error:
+            raise ArtefactMismatch(
+                f"An encoder specification that this version cannot read: {error}",
+                expected=f"the keys {', '.join(cls.__dataclass_fields__)}",
+                do="Train the encoder again with this version.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What the derivation needs to know of the training events. Summaries of disjoint users add up."""
+
+    lengths: NDArray[np.int64]  # [LONGEST + 1] users by number of readable events, longer ones in the last
+    targets: NDArray[np.int64]  # [I] wanted events by item
+    repeats: int  # wanted events of an item that the user had already
+
+    @property
+    def num_wanted(self) -> int:
+        return int(self.targets.sum())
+
+    def to_vector(self) -> NDArray[np.int64]:
+        """Flat form that workers add up: lengths, targets, repeats."""
+        return np.concatenate([self.lengths, self.targets, [self.repeats]])
+
+    @classmethod
+    def from_vector(cls, vector: NDArray[np.int64]) -> DataSummary:
+        return cls(lengths=vector[: LONGEST + 1], targets=vector[LONGEST + 1 : -1], repeats=int(vector[-1]))
+
+
+def summarise(timelines: Timelines, vocabulary: Vocabulary) -> DataSummary:
+    """Count what the training may see."""
+    weights_N = vocabulary.weight_of(timelines.actions)
+    readable = timelines.keep((weights_N != 0) & (timelines.items >= 0))
+    lengths = np.minimum(readable.lengths, LONGEST)
+    wanted = timelines.keep((weights_N > 0) & (timelines.items >= 0))
+    pairs = np.sort(wanted.user_rows * max(vocabulary.num_items, 1) + wanted.items)
+    return DataSummary(
+        lengths=np.bincount(lengths[lengths > 0], minlength=LONGEST + 1),
+        targets=np.bincount(wanted.items, minlength=vocabulary.num_items),
+        repeats=int((np.diff(pairs) == 0).sum()),
+    )
+
+
+def derive(
+    config: EncoderConfig,
+    evaluation: EvaluationConfig,
+    vocabulary: Vocabulary,
+    summary: DataSummary,
+    *,
+    reads_time: bool,
+    seed: int,
+) -> EncoderSpec:
+    """Fill every open dial from the data."""
+    by_protocol: Objective = "dense_all_action" if evaluation.protocol == "temporal" else "next_action"
+    objective = by_protocol if config.objective == "auto" else config.objective
+    per_item = summary.num_wanted / max(int((summary.targets > 0).sum()), 1)
+    batch_tokens = _power_of_two(summary.num_wanted / 100, lowest=256, highest=8192)
+    categories = item_categories(vocabulary)
+    steps_per_epoch = max(summary.num_wanted / batch_tokens, 1.0)
+    return EncoderSpec(
+        num_items=vocabulary.num_items,
+        num_actions=len(vocabulary.actions),
+        num_surfaces=len(vocabulary.surfaces),
+        action_weights=vocabulary.action_weights,
+        reads_time=reads_time,
+        dim=config.dim,
+        num_blocks=config.num_blocks,
+        num_heads=config.num_heads,
+        max_length=config.max_length or _covering_length(summary.lengths, share=0.95),
+        dropout=_dropout(per_item) if config.dropout is None else config.dropout,
+        objective=objective,
+        window_us=evaluation.test_days * MICROSECONDS_PER_DAY if objective == "dense_all_action" else 0,
+        num_negatives=config.num_negatives or 2048,
+        batch_tokens=batch_tokens,
+        learning_rate=config.learning_rate,
+        weight_decay=0.01,
+        average_decay=float(np.clip(1 - 1 / steps_per_epoch, 0.9, 0.999)),
+        excludes_seen=summary.repeats < 0.05 * max(summary.num_wanted, 1),
+        seed=seed,
+        num_categories=categories.num,
+        num_levels=categories.num_levels,
+    )
+
+
+def _dropout(events_per_item: float) -> float:
+    """.5 up to 20 wanted events an item, .25 at 200, .1 from 800 on."""
+    return round(float(np.clip(0.5 - 0.25 * math.log10(max(events_per_item, 1) / 20), 0.1, 0.5)), 2)
+
+
+def _covering_length(lengths: NDArray[np.int64], *, share: float) -> int:
+    """Events that cover this share of the users, at least 8, at most LONGEST."""
+    covered = np.cumsum(lengths) >= share * lengths.sum()
+    return int(np.clip(np.argmax(covered), 8, LONGEST))
+
+
+def _power_of_two(value: float, *, lowest: int, highest: int) -> int:
+    return int(np.clip(2 ** round(math.log2(max(value, 1))), lowest, highest))

@@ -1,0 +1,13 @@
+"""What a build is worth, measured against honest baselines, and the report that says so.
+
+ranking         the protocol: full ranking of all items, HR@10, NDCG@10, P90 coverage@10
+baselines       popularity and item-kNN, each with its best setting on a validation window
+evaluate        encoder and baselines side by side on one split, slices by history length
+health          has the embedding space collapsed?
+classification  AUC, PR-AUC, ECE, reliability of a calibrated score
+truth           agreement with the synthetic world's own truth
+report_content  all that a report shows, as plain frozen data
+report          one self-contained HTML page and metrics.json
+report_facts    the sentences of the page: numbers in plain words
+charts          the page's inline SVG
+"""

@@ -1,0 +1,215 @@
+"""All that a report shows, as plain frozen data: whoever ran the steps fills it, `report.write_report` only draws.
+
+Nothing here has a default that could pass for a measurement. What a build did not make is None, and `missing` says
+why under the section's name (`retrieval`, `lifecycle`, `embedding`, `interests`, `stories`); a score says it itself.
+Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sonder.core.config import Protocol
+from sonder.core.ids import unit_interval
+from sonder.evaluation.classification import ScoreQuality
+from sonder.evaluation.evaluate import RetrievalEvaluation
+from sonder.history.timelines import MICROSECONDS_PER_DAY
+
+MAP_USERS = 2_000
+SAMPLE_KEY = "sonder/report/map/1/"
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """From the manifest of `prepare`: its `counts`, first and last event."""
+
+    source: str
+    rows_read: int
+    events: int
+    users: int
+    items: int
+    quarantined: int
+    by_reason: Mapping[str, int]  # events.contract.Reason -> rows
+    first_event: str | None
+    last_event: str | None
+    is_ordinal: bool  # the log has an order but no dates
+    events_per_week: Sequence[tuple[str, int]]  # (Monday, events); empty for an ordinal log
+
+
+@dataclass(frozen=True)
+class RetrievalFacts:
+    """What evaluation.evaluate measured, and under which protocol."""
+
+    evaluation: RetrievalEvaluation
+    protocol: Protocol
+    cutoff: str  # "2011-11-09", or "each user's last event"
+    test_days: int | None  # None under leave_one_out
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """One score task; `quality` is None when the head was not trained, and `reason` says why."""
+
+    name: str
+    promise: str  # "buys within 30 days": completes the sentence "the chance that a user ..."
+    cutoff: str  # day at which the held-out probabilities were made
+    quality: ScoreQuality | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class LifecycleFacts:
+    """Users by state at `as_of`, with the rule of each state in plain words."""
+
+    as_of: str
+    counts: Mapping[str, int]
+    rules: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EmbeddingSample:
+    """S users' vectors with what is known about each; see `sample_of_users`."""
+
+    vectors_SD: NDArray[np.float32]
+    lifecycle: Sequence[str]
+    categories: Sequence[str | None]  # of the strongest interest
+
+
+@dataclass(frozen=True)
+class InterestFacts:
+    """Summary of an interests table; see `summarise_interests`."""
+
+    users: int
+    interests_per_user: float
+    top_categories: Sequence[tuple[str, int, float]]  # (category, users with it, mean weight among them)
+    states: Mapping[str, int]  # new, growing, stable, fading -> interests
+    has_categories: bool
+
+
+@dataclass(frozen=True)
+class StoryEvent:
+    when: str
+    action: str
+    title: str
+    category: str | None = None
+
+
+@dataclass(frozen=True)
+class StoryInterest:
+    title: str
+    category: str | None
+    weight: float
+    state: str
+    num_events: int
+
+
+@dataclass(frozen=True)
+class StoryScore:
+    name: str
+    promise: str
+    probability: float
+    drivers: Sequence[str]  # in words, strongest first
+
+
+@dataclass(frozen=True)
+class Story:
+    """One user, told from the profile."""
+
+    user_id: str
+    lifecycle: str
+    num_events: int
+    first_event: str
+    last_event: str
+    events: Sequence[StoryEvent]  # the newest few, newest first
+    interests: Sequence[StoryInterest]
+    scores: Sequence[StoryScore]
+    recommendations: Sequence[str]  # titles, best first
+
+
+@dataclass(frozen=True)
+class Artefact:
+    path: str  # relative to the workspace
+    what: str
+    size_bytes: int | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything on the page. `config` is the resolved configuration as plain JSON values."""
+
+    title: str
+    release_id: str
+    created_at: str
+    data: DataFacts
+    retrieval: RetrievalFacts | None
+    scores: Sequence[ScoreFacts]
+    lifecycle: LifecycleFacts | None
+    embedding: EmbeddingSample | None
+    interests: InterestFacts | None
+    stories: Sequence[Story]
+    artefacts: Sequence[Artefact]
+    limits: Sequence[str]  # of this build; those of the methods are added
+    missing: Mapping[str, str]
+    config: Mapping[str, Any]
+    config_digest: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The flat object of metrics.json: `data.*`, `retrieval.*`, `scores.<name>.*`; unmeasured keys are absent."""
+        flat: dict[str, float] = {
+            "data.events": self.data.events,
+            "data.users": self.data.users,
+            "data.items": self.data.items,
+            "data.quarantined": self.data.quarantined,
+        }
+        if self.retrieval is not None:
+            flat |= self.retrieval.evaluation.metrics
+        for score in self.scores:
+            if score.quality is not None:
+                flat |= score.quality.metrics(score.name)
+        return flat
+
+
+def events_per_week(times_us: NDArray[np.int64]) -> list[tuple[str, int]]:
+    """Count events by ISO week, weeks without any included -> [(Monday, events)], oldest first."""
+    if not len(times_us):
+        return []
+    weeks = (times_us // MICROSECONDS_PER_DAY + 3) // 7  # day 0 of 1970 was a Thursday: week 0 begins 1969-12-29
+    counts = np.bincount(weeks - weeks.min())
+    mondays = np.datetime64("1969-12-29", "D") + 7 * (int(weeks.min()) + np.arange(len(counts)))
+    return [(str(monday), int(count)) for monday, count in zip(mondays, counts, strict=True)]
+
+
+def sample_of_users(user_ids: pa.Array, num: int = MAP_USERS) -> NDArray[np.int64]:
+    """Rows of the `num` users with the lowest digest of their id, ascending: the same users in every build."""
+    draw = unit_interval(pl.Series(user_ids), SAMPLE_KEY)
+    return np.sort(np.argsort(draw, kind="stable")[:num])
+
+
+def summarise_interests(interests: pa.Table, num_categories: int = 12) -> InterestFacts:
+    """Count an INTEREST_SCHEMA table: who has which categories, how strong, in which state."""
+    frame = pl.DataFrame(interests.select(["user_id", "category", "weight", "state"]))
+    users = frame["user_id"].n_unique()
+    per_user = frame.drop_nulls("category").group_by("user_id", "category").agg(pl.col("weight").sum())
+    top = (
+        per_user.group_by("category")
+        .agg(pl.len().alias("users"), pl.col("weight").mean())
+        .sort(["users", "weight", "category"], descending=[True, True, False])
+        .head(num_categories)
+    )
+    states = frame.group_by("state").len().sort("state")
+    return InterestFacts(
+        users=users,
+        interests_per_user=len(frame) / users if users else 0.0,
+        top_categories=[(row[0], int(row[1]), float(row[2])) for row in top.iter_rows()],
+        states={row[0]: int(row[1]) for row in states.iter_rows()},
+        has_categories=len(per_user) > 0,
+    )

@@ -1,0 +1,182 @@
+"""Agreement with the synthetic world's own truth: what no real log can tell.
+
+All functions are pure and take tables; category paths are `a/b/c`, `depth` cuts them to their first levels.
+true_interests   [user_id, category, weight, from, to]; null `from`: always had it, null `to`: still has it
+periods          [user_id, tier, state, began, from, to]: the hidden life of each user, one row per period
+assignments      [user_id, rank, category]: one row per event of a recovered interest, with its item's true category
+interests        sonder.interests INTEREST_SCHEMA
+Limits: events are assigned to the nearest medoid of their user, which is how an interest is used when it is served;
+the clustering itself may have grouped a few of them otherwise.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import SupportsFloat
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sonder.evaluation.classification import evaluate_score
+from sonder.events.contract import Col
+from sonder.history.timelines import Timelines
+from sonder.history.vocabulary import Vocabulary
+
+CHUNK_EVENTS = 16_384
+
+
+def assign_to_medoids(
+    timelines: Timelines, interests: pa.Table, vectors_ID: NDArray[np.float32], vocabulary: Vocabulary
+) -> pl.DataFrame:
+    """Give each wanted event of a known item to the nearest medoid of its user -> [user_id, rank, category].
+
+    Users without interests are absent; a tie goes to the stronger interest.
+    """
+    is_usable = (vocabulary.weight_of(timelines.actions) > 0) & (timelines.items >= 0)
+    is_usable[is_usable] = np.any(vectors_ID[timelines.items[is_usable]] != 0, axis=1)
+    medoids_UR = _medoids(timelines.user_ids, interests)
+    events = timelines.keep(is_usable)
+    events = events.keep(medoids_UR[events.user_rows, 0] >= 0)
+    users = events.user_rows
+    ranks = np.empty(events.num_events, dtype=np.int16)
+    for start in range(0, events.num_events, CHUNK_EVENTS):
+        part = slice(start, start + CHUNK_EVENTS)
+        candidates_ER = medoids_UR[users[part]]
+        cosines = np.einsum("ed,erd->er", vectors_ID[events.items[part]], vectors_ID[candidates_ER])
+        cosines[candidates_ER < 0] = -np.inf
+        ranks[part] = cosines.argmax(axis=1) + 1
+    categories = vocabulary.items.column(Col.CATEGORY).take(pa.array(events.items))
+    user_ids = timelines.user_ids.take(pa.array(users))
+    return pl.DataFrame({"user_id": pl.Series(user_ids), "rank": ranks, "category": pl.Series(categories)})
+
+
+def _medoids(user_ids: pa.Array, interests: pa.Table) -> NDArray[np.int32]:
+    """item_index of the medoid of each user and rank [U, R], -1 where there is none."""
+    rows = pl.DataFrame({"user_id": pl.Series(user_ids)}).with_row_index("row")
+    known = pl.DataFrame(interests.select(["user_id", "rank", "medoid_index"])).join(rows, on="user_id")
+    most = known["rank"].max() if len(known) else 1
+    assert isinstance(most, int)
+    medoids_UR = np.full((len(user_ids), most), -1, dtype=np.int32)
+    medoids_UR[known["row"].to_numpy(), known["rank"].to_numpy() - 1] = known["medoid_index"].to_numpy()
+    return medoids_UR
+
+
+def interests_between(true_interests: pl.DataFrame, start: datetime, end: datetime) -> pl.DataFrame:
+    """The true interests that held at some moment of [start, end)."""
+    begins_in_time = pl.col("from").is_null() | (pl.col("from") < end)
+    ends_in_time = pl.col("to").is_null() | (pl.col("to") > start)
+    return true_interests.filter(begins_in_time & ends_in_time)
+
+
+def interest_agreement(
+    assignments: pl.DataFrame, true_interests: pl.DataFrame, *, depth: int | None = None
+) -> dict[str, float]:
+    """purity, precision, completeness of recovered interests; all NaN if there are none.
+
+    purity        share of the events that lie in their interest's dominant category
+    precision     share of recovered interests whose dominant category is a true interest of that user
+    completeness  share of true interests that are the dominant category of a recovered interest of that user, among
+                  the users with recovered interests; `completeness_weighted` weighs each by the truth's own weight
+    """
+    cut = _cut_category(depth)
+    sizes = assignments.drop_nulls("category").group_by("user_id", "rank", cut.alias("category")).len("events")
+    dominant = sizes.sort(["events", "category"], descending=[True, False]).group_by("user_id", "rank").first()
+    truth = true_interests.group_by("user_id", cut.alias("category")).agg(pl.col("weight").sum())
+    found = dominant.select("user_id", "category").unique()
+    asked = truth.join(found.select("user_id").unique(), on="user_id", how="semi")
+    recovered = asked.join(found, on=["user_id", "category"], how="semi")
+    correct = dominant.join(truth, on=["user_id", "category"], how="semi")
+    return {
+        "purity": _ratio(dominant["events"].sum(), sizes["events"].sum()),
+        "precision": _ratio(len(correct), len(dominant)),
+        "completeness": _ratio(len(recovered), len(asked)),
+        "completeness_weighted": _ratio(recovered["weight"].sum(), asked["weight"].sum()),
+        "users": float(found["user_id"].n_unique()),
+    }
+
+
+def lifecycle_agreement(recovered: pl.DataFrame, truth: pl.DataFrame) -> tuple[dict[str, float], pl.DataFrame]:
+    """Compare [user_id, state] with the truth's [user_id, state] -> metrics, confusion [true, recovered, users].
+
+    agreement           share of common users with the same state
+    balanced_agreement  mean over true states of the share recovered: a rare state counts like a common one
+    kappa               Cohen's: agreement beyond what the two mixes alone would give; NaN if that is already all
+    """
+    joined = truth.select("user_id", true="state").join(recovered.select("user_id", recovered="state"), on="user_id")
+    confusion = joined.group_by("true", "recovered").len("users").sort("true", "recovered")
+    same = pl.col("true") == pl.col("recovered")
+    per_state = joined.group_by("true").agg(same.mean().alias("share"))
+    agreement = _ratio(joined.filter(same).height, joined.height)
+    mixes = (
+        joined["true"]
+        .value_counts(name="t")
+        .join(joined["recovered"].value_counts(name="r"), left_on="true", right_on="recovered")
+    )
+    by_chance = _ratio(float((mixes["t"].cast(pl.Float64) * mixes["r"]).sum()), float(joined.height**2))
+    balanced = float(np.mean(per_state["share"].to_numpy())) if len(per_state) else float("nan")
+    kappa = _ratio(agreement - by_chance, 1 - by_chance)
+    metrics = {"agreement": agreement, "balanced_agreement": balanced, "kappa": kappa, "users": float(joined.height)}
+    return metrics, confusion
+
+
+def true_lifecycle(periods: pl.DataFrame, *, as_of: datetime, new_days: float, dormant_days: float) -> pl.DataFrame:
+    """Sonder's states read off the hidden life instead of the events -> [user_id, state]; who never joined is absent.
+
+    The first that holds: dormant (away or gone for dormant_days), new (joined within new_days), resurrected (returned
+    within new_days from an absence of dormant_days), else the tier. A user who left yesterday keeps the tier: by
+    Sonder's definition only time makes dormant, so the best a log can do is not marked wrong.
+    """
+    lived = periods.filter(pl.col("from") < as_of).sort("user_id", "from")
+    absence = pl.col("to").sub(pl.col("from")).shift(1).over("user_id")  # of the period before
+    age = pl.lit(as_of) - pl.col("from")
+    recent = age < pl.duration(days=new_days)
+    returned = (pl.col("began") == "returned") & recent & (absence >= pl.duration(days=dormant_days))
+    return (
+        lived.with_columns(
+            is_new=(pl.col("began") == "joined") & recent,
+            is_back=returned,
+            is_gone=(pl.col("state") != "active") & (age >= pl.duration(days=dormant_days)),
+        )
+        .group_by("user_id", maintain_order=True)
+        .agg(pl.col("is_new").any(), pl.col("is_back").any(), pl.col("is_gone", "tier").last())
+        .select(
+            "user_id",
+            state=pl.when("is_gone")
+            .then(pl.lit("dormant"))
+            .when("is_new")
+            .then(pl.lit("new"))
+            .when("is_back")
+            .then(pl.lit("resurrected"))
+            .otherwise("tier"),
+        )
+    )
+
+
+def score_against_best(scored: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float | None]:
+    """AUC of a score beside the AUC of the true probability, the best that any score can reach on these labels.
+
+    `scored` is [user_id, label, probability], `truth` [user_id, probability]; users of both are compared.
+    share_of_best is (auc - 0.5) / (auc_of_truth - 0.5): 1 leaves nothing to learn. None where an AUC is undefined.
+    """
+    joined = scored.join(truth.select("user_id", true="probability"), on="user_id")
+    labels, own, best = (joined[name].to_numpy() for name in ("label", "probability", "true"))
+    auc, auc_of_truth = evaluate_score(labels, own).auc, evaluate_score(labels, best).auc
+    known = auc is not None and auc_of_truth is not None and auc_of_truth != 0.5
+    return {
+        "auc": auc,
+        "auc_of_truth": auc_of_truth,
+        "share_of_best": (auc - 0.5) / (auc_of_truth - 0.5) if known and auc and auc_of_truth else None,
+        "mean_absolute_error": float(np.mean(np.abs(own - best))) if len(joined) else None,
+        "users": float(len(joined)),
+    }
+
+
+def _cut_category(depth: int | None) -> pl.Expr:
+    category = pl.col("category")
+    return category if depth is None else category.str.split("/").list.head(depth).list.join("/")
+
+
+def _ratio(part: SupportsFloat, whole: SupportsFloat) -> float:
+    return float(part) / float(whole) if float(whole) else float("nan")

@@ -1,0 +1,74 @@
+"""The Parquet layout of a history snapshot: `history/<snapshot>/bucket=NNN/part-0.parquet`, one row per user.
+
+Users of a bucket are sorted by `user_id`; the events of a user by time, then by the log's own order. Every bucket of
+0..num_buckets has a file, perhaps without rows, and the manifest lists them with their counts and digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sonder.core.errors import NotFound
+from sonder.core.ids import bucket_of
+from sonder.core.storage import Folder, read_manifest
+from sonder.events.contract import TIMESTAMP_TYPE, Col
+from sonder.history.timelines import Timelines
+from sonder.history.vocabulary import Vocabulary
+
+HISTORY_SCHEMA = pa.schema(
+    [
+        pa.field(Col.USER_ID, pa.large_string(), nullable=False),
+        pa.field(Col.ITEM_ID, pa.large_list(pa.large_string()), nullable=False),
+        pa.field(Col.ACTION, pa.large_list(pa.large_string()), nullable=False),
+        pa.field(Col.TIMESTAMP, pa.large_list(TIMESTAMP_TYPE), nullable=False),
+        pa.field(Col.SURFACE, pa.large_list(pa.large_string()), nullable=False),
+        pa.field(Col.VALUE, pa.large_list(pa.float64()), nullable=False),
+        pa.field(Col.REQUEST_ID, pa.large_list(pa.large_string()), nullable=False),
+        pa.field(Col.EVENT_KEY, pa.large_list(pa.uint64()), nullable=False),  # digest of the event's id
+        pa.field(Col.NUM_EVENTS, pa.int32(), nullable=False),
+    ]
+)
+
+
+def bucket_file(snapshot: Folder, bucket: int) -> Folder:
+    """File of one bucket: every user of it, and only them."""
+    return snapshot / f"bucket={bucket:03d}" / "part-0.parquet"
+
+
+def buckets_of(snapshot: Folder) -> list[int]:
+    """The buckets of a published snapshot, ascending; NotFound if nothing is published there."""
+    return [int(entry["bucket"]) for entry in read_manifest(snapshot)["buckets"]]
+
+
+def read_bucket(snapshot: Folder, bucket: int, columns: list[str] | None = None) -> pa.Table:
+    """The users of one bucket, by user_id (HISTORY_SCHEMA, or only these columns of it)."""
+    return bucket_file(snapshot, bucket).read_table(columns)
+
+
+def read_timelines(snapshot: Folder, vocabulary: Vocabulary, buckets: Sequence[int] | None = None) -> Timelines:
+    """The histories of a snapshot, or of some of its buckets, by bucket, then user_id."""
+    chosen = buckets_of(snapshot) if buckets is None else buckets
+    columns = [Col.USER_ID, Col.ITEM_ID, Col.ACTION, Col.TIMESTAMP, Col.SURFACE, Col.VALUE]
+    if not chosen:
+        return Timelines.from_history(HISTORY_SCHEMA.empty_table(), vocabulary)
+    # One bucket after the other: the strings of all of them are never in memory at once.
+    return Timelines.concat(
+        [Timelines.from_history(read_bucket(snapshot, bucket, columns), vocabulary) for bucket in chosen]
+    )
+
+
+def find_user(snapshot: Folder, user_id: str) -> pa.Table:
+    """The one row of a user; NotFound if the snapshot does not know the user."""
+    bucket = int(bucket_of(pl.Series([user_id], dtype=pl.String), len(buckets_of(snapshot)))[0])
+    history = read_bucket(snapshot, bucket)
+    found = history.filter(pc.equal(history.column(Col.USER_ID), user_id))
+    if found.num_rows == 0:
+        raise NotFound(
+            f"No user {user_id!r} in the history {snapshot.name}",
+            expected="a user with at least one event in the log",
+        )
+    return found

@@ -1,0 +1,8 @@
+"""What is served of a user: the profile record, and the online stores that hold it.
+
+record      the profile as a Parquet row and as JSON; how the outputs of all stages become one
+packing     a user's recent timeline in 24 bytes an event, for a fresh computation online
+store       the protocol of an online store, and the packed record that every store holds
+lmdb_store  the embedded store: one file, shared by all replicas of a node through the page cache
+loading     profiles and histories of a release -> a new embedded store, switched atomically
+"""

@@ -1,0 +1,129 @@
+"""The embedded store: LMDB, one file per release, read by every replica of a node through the page cache.
+
+Readers never wait and never see half a write. One environment per process and path (LMDB's rule).
+Limits: one writer at a time; a local disk; the map grows in steps while loading and is fixed afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import lmdb
+
+from sonder.core.errors import ArtefactMismatch, NotFound
+from sonder.profiles.store import StoredProfile, StoreMetadata, key_of, pack, unpack
+
+_METADATA_KEY = b"m"
+_GROWTH_BYTES = 1 << 30
+
+
+class LmdbStore:
+    """A finished store of one release. `open` it; `create` is for the loader."""
+
+    def __init__(self, environment: lmdb.Environment, metadata: StoreMetadata) -> None:
+        self._environment = environment
+        self._metadata = metadata
+        self._fingerprint = metadata.fingerprint
+
+    @classmethod
+    def open(cls, path: Path, *, release: str, writable: bool = False) -> LmdbStore:
+        """Open the store of a release; NotFound if there is none, ArtefactMismatch if it holds another release."""
+        if not (path / "data.mdb").is_file():
+            raise NotFound(f"No online store at {path}", do="Serving loads it from the release.")
+        environment = lmdb.open(str(path), readonly=not writable, map_size=_map_size(path), max_readers=1024)
+        try:
+            with environment.begin() as transaction:
+                content = transaction.get(_METADATA_KEY)
+            if content is None:
+                raise NotFound(f"The online store at {path} was never finished", do="Remove it and load it again.")
+            metadata = StoreMetadata.from_json(content)
+            if metadata.release != release:
+                raise ArtefactMismatch(
+                    f"The online store at {path} holds release {metadata.release!r}",
+                    expected=f"release {release!r}",
+                    do="Remove the store's folder; serving loads it again from the release.",
+                )
+        except BaseException:
+            environment.close()
+            raise
+        return cls(environment, metadata)
+
+    @classmethod
+    def create(cls, path: Path, metadata: StoreMetadata) -> LmdbStore:
+        """Open an unfinished store for loading; what an interrupted load committed is still there."""
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(lmdb.open(str(path), map_size=_map_size(path)), metadata)
+
+    def get(self, user_id: str) -> StoredProfile | None:
+        with self._environment.begin() as transaction:
+            record = transaction.get(key_of(user_id))
+        return None if record is None else unpack(record, self._fingerprint)
+
+    def batch_get(self, user_ids: Sequence[str]) -> list[StoredProfile | None]:
+        with self._environment.begin() as transaction:
+            records = [transaction.get(key_of(user_id)) for user_id in user_ids]
+        return [None if record is None else unpack(record, self._fingerprint) for record in records]
+
+    def put_many(self, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
+        records = sorted((key_of(user_id), pack(profile, self._fingerprint)) for user_id, profile in profiles)
+        self._write(records)
+        return len(records)
+
+    def put_part(self, name: str, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
+        """Write one part of a bulk load and remember that it is done, in one transaction."""
+        records = sorted((key_of(user_id), pack(profile, self._fingerprint)) for user_id, profile in profiles)
+        done = len(records)
+        self._write([*records, (_part_key(name), str(done).encode())])
+        return done
+
+    def loaded(self, name: str) -> int | None:
+        """How many profiles of this part are in, None if it was not loaded."""
+        with self._environment.begin() as transaction:
+            content = transaction.get(_part_key(name))
+        return None if content is None else int(content)
+
+    def finish(self, metadata: StoreMetadata) -> None:
+        """Write the metadata, which makes the store openable."""
+        self._write([(_METADATA_KEY, metadata.to_json())])
+        self._environment.sync(True)
+        self._metadata = metadata
+
+    def metadata(self) -> StoreMetadata:
+        return self._metadata
+
+    def size_bytes(self) -> int:
+        """Bytes in use."""
+        return int(self._environment.stat()["psize"]) * (int(self._environment.info()["last_pgno"]) + 1)
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def __enter__(self) -> LmdbStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, records: list[tuple[bytes, bytes]]) -> None:
+        """All records in one transaction; the map grows until they fit."""
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction, transaction.cursor() as cursor:
+                    cursor.putmulti(records)
+                    return
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(int(self._environment.info()["map_size"]) + _GROWTH_BYTES)
+
+
+def _map_size(path: Path) -> int:
+    file = path / "data.mdb"
+    used = file.stat().st_size if file.is_file() else 0
+    return (used // _GROWTH_BYTES + 1) * _GROWTH_BYTES
+
+
+def _part_key(name: str) -> bytes:
+    return b"p" + name.encode()

@@ -1,0 +1,112 @@
+"""Profiles of a release and the histories they were made from -> a new embedded store, complete or absent.
+
+The store is loaded under `<release>.loading` and renamed to `<release>` when every part is in, so a reader never sees
+half of one. A part is one history bucket and one transaction: a killed load goes on at the first part that is missing.
+Processes that start together wait for one another; the first one loads.
+Limits: of a user's timeline the newest MAX_EVENTS are kept (24 bytes each); a fresh computation says so when it is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock
+
+from sonder.core import telemetry
+from sonder.core.errors import ArtefactMismatch, NotFound
+from sonder.core.storage import Folder
+from sonder.history.snapshot import bucket_file
+from sonder.history.timelines import Timelines
+from sonder.history.vocabulary import Vocabulary
+from sonder.profiles.lmdb_store import LmdbStore
+from sonder.profiles.packing import pack_timelines
+from sonder.profiles.record import embeddings_of, to_json_records
+from sonder.profiles.store import StoredProfile, StoreMetadata
+
+MAX_EVENTS = 2_000
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """What one release's store is made from."""
+
+    release: str
+    profiles: Folder  # bucket=NNN/part-0.parquet of PROFILE_SCHEMA
+    snapshot: Folder  # the history the profiles were computed from
+    vocabulary: Vocabulary  # of the release: timelines are kept in its indices
+    as_of_us: int
+    computed_at_us: int
+    dim: int
+
+
+def ensure_store(target: Path, source: StoreSource) -> LmdbStore:
+    """Open the store of the release at `target`, loading it first where it does not exist."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            _load(target, source)
+    return LmdbStore.open(target, release=source.release)
+
+
+def _load(target: Path, source: StoreSource) -> None:
+    parts = _parts(source.profiles)
+    metadata = StoreMetadata(source.release, source.as_of_us, source.dim, MAX_EVENTS, num_profiles=0)
+    loading = target.with_name(f"{target.name}.loading")
+    with telemetry.stage("load store", release=source.release, parts=len(parts)) as counts:
+        with LmdbStore.create(loading, metadata) as store:
+            num_profiles = 0
+            for name in parts:
+                loaded = store.loaded(name)
+                num_profiles += store.put_part(name, _part(source, name)) if loaded is None else loaded
+            store.finish(replace(metadata, num_profiles=num_profiles))
+            counts.update(profiles=num_profiles, size_bytes=store.size_bytes())
+        (loading / "lock.mdb").unlink(missing_ok=True)
+        loading.rename(target)
+
+
+def _parts(profiles: Folder) -> list[str]:
+    parts = [name for name in profiles.files() if name.endswith(".parquet")]
+    if not parts:
+        raise NotFound(
+            f"No profiles at {profiles}", expected="bucket=NNN/part-0.parquet", do="Build the release again."
+        )
+    return parts
+
+
+def _part(source: StoreSource, name: str) -> Iterator[tuple[str, StoredProfile]]:
+    """Records of the users of one profiles file, each with its timeline."""
+    profiles = (source.profiles / name).read_table()
+    user_ids = profiles.column("user_id").combine_chunks()
+    history = bucket_file(source.snapshot, _bucket(name)).read_table()
+    timelines = Timelines.from_history(history, source.vocabulary)
+    timelines = align(timelines.before(source.as_of_us).last(MAX_EVENTS), user_ids)
+    bodies = to_json_records(profiles, computed_at_us=source.computed_at_us)
+    fields = zip(user_ids.to_pylist(), bodies, embeddings_of(profiles), pack_timelines(timelines), strict=True)
+    for user_id, body, embedding, timeline in fields:
+        yield user_id, StoredProfile(source.computed_at_us, body, embedding, timeline)
+
+
+def align(timelines: Timelines, user_ids: pa.Array) -> Timelines:
+    """The timelines of these users, in this order; ArtefactMismatch if one has none."""
+    rows = pc.index_in(user_ids, value_set=timelines.user_ids)
+    if rows.null_count:
+        missing = user_ids.filter(rows.is_null())[0].as_py()
+        raise ArtefactMismatch(
+            f"{rows.null_count} profiles without a history, the first of user {missing!r}",
+            expected="the profiles of a release and the snapshot they were made from",
+            do="Build the release again.",
+        )
+    return timelines.take(rows.to_numpy().astype(np.int64))
+
+
+def _bucket(name: str) -> int:
+    folder = name.split("/")[0]
+    number = folder.removeprefix("bucket=")
+    if folder == number or not number.isdigit():
+        raise ArtefactMismatch(f"Profiles in {name!r}", expected="bucket=NNN/part-0.parquet, as in the history")
+    return int(number)

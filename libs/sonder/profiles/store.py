@@ -1,0 +1,121 @@
+"""What every online store promises, and the one packed record that it holds per user.
+
+A record is a 28-byte header (fingerprint 8, computed_at int64, three lengths uint32), the ready JSON body, the packed
+embedding (float32) and the packed timeline (profiles.packing). Its fingerprint is derived from the release, the width
+of the embedding and the version of this layout: a record of another release is an ArtefactMismatch, never an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from sonder.core.errors import ArtefactMismatch, InvalidRequest
+
+LAYOUT_VERSION = 1
+_HEADER = struct.Struct("<8sqIII")
+_LONGEST_PLAIN_KEY = 510  # bytes: LMDB's limit of 511 less the prefix
+
+
+class StoredProfile(NamedTuple):
+    """One user's record, unpacked."""
+
+    computed_at_us: int
+    body: bytes  # profiles.record.to_json_records
+    embedding: bytes  # little-endian float32 [D]; empty for a cold user
+    timeline: bytes  # profiles.packing, the newest events
+
+
+@dataclass(frozen=True)
+class StoreMetadata:
+    """What a store holds; written last, so a store without it was never finished."""
+
+    release: str
+    as_of_us: int
+    dim: int  # width of the embeddings
+    max_events: int  # newest events kept per user
+    num_profiles: int
+
+    @property
+    def fingerprint(self) -> bytes:
+        """8 bytes that every record of this release and layout carries."""
+        identity = orjson.dumps([LAYOUT_VERSION, self.release, self.dim])
+        return hashlib.blake2b(identity, digest_size=8).digest()
+
+    def to_json(self) -> bytes:
+        return orjson.dumps({"layout": LAYOUT_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, content: bytes) -> StoreMetadata:
+        fields: dict[str, Any] = orjson.loads(content)
+        layout = fields.pop("layout", None)
+        if layout != LAYOUT_VERSION:
+            raise ArtefactMismatch(
+                f"An online store of layout {layout}",
+                expected=f"layout {LAYOUT_VERSION}",
+                do="Remove the store's folder; serving loads it again from the release.",
+            )
+        return cls(**fields)
+
+
+class ProfileStore(Protocol):
+    """Read by the gateway in its own process; written by the loader and by refreshes."""
+
+    def get(self, user_id: str) -> StoredProfile | None: ...
+
+    def batch_get(self, user_ids: Sequence[str]) -> list[StoredProfile | None]:
+        """In the order asked for, from one consistent view."""
+
+    def put_many(self, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
+        """Write or replace records, all or none; how many."""
+
+    def metadata(self) -> StoreMetadata: ...
+
+    def close(self) -> None: ...
+
+
+def key_of(user_id: str) -> bytes:
+    """Key of a user: the id itself, or its 256-bit digest where a store's keys could not hold it."""
+    try:
+        raw = user_id.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("A user id that is not Unicode text", expected="UTF-8 without lone surrogates") from error
+    if len(raw) <= _LONGEST_PLAIN_KEY:
+        return b"u" + raw
+    return b"h" + hashlib.blake2b(raw, digest_size=32).digest()
+
+
+def pack(profile: StoredProfile, fingerprint: bytes) -> bytes:
+    """Record of a profile."""
+    computed_at_us, body, embedding, timeline = profile
+    header = _HEADER.pack(fingerprint, computed_at_us, len(body), len(embedding), len(timeline))
+    return b"".join((header, body, embedding, timeline))
+
+
+def unpack(record: bytes, fingerprint: bytes) -> StoredProfile:
+    """The inverse of `pack`; ArtefactMismatch if the record belongs to another release or is cut."""
+    if len(record) < _HEADER.size:
+        raise _broken(f"A record of {len(record)} bytes")
+    found, computed_at_us, body_size, embedding_size, timeline_size = _HEADER.unpack_from(record)
+    if found != fingerprint:
+        raise _broken(f"A record with fingerprint {found.hex()}", expected=f"{fingerprint.hex()}, of this release")
+    body_end = _HEADER.size + body_size
+    embedding_end = body_end + embedding_size
+    if len(record) != embedding_end + timeline_size:
+        raise _broken(f"A record of {len(record)} bytes", expected=f"{embedding_end + timeline_size} bytes")
+    return StoredProfile(
+        computed_at_us, record[_HEADER.size : body_end], record[body_end:embedding_end], record[embedding_end:]
+    )
+
+
+def _broken(found: str, expected: str = "a whole record of this release") -> ArtefactMismatch:
+    return ArtefactMismatch(
+        found + " in the online store",
+        expected=expected,
+        do="Remove the store's folder; serving loads it again from the release.",
+    )

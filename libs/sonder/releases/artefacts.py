@@ -1,0 +1,101 @@
+"""Where the artefacts of a release lie, and how serving opens them. The only place that spells these paths.
+
+releases/<id>/  encoder/  items/  segments/  interests/  scores/  profiles/  report/  manifest.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sonder.core.errors import NotReady
+from sonder.core.storage import Folder
+from sonder.core.workspace import Workspace
+from sonder.history.vocabulary import Vocabulary
+from sonder.profiles.lmdb_store import LmdbStore
+from sonder.profiles.loading import StoreSource, ensure_store
+from sonder.releases.manifest import Manifest
+from sonder.releases.registry import Registry
+from sonder.scoring.heads import load_heads
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published release of a workspace, opened by its id."""
+
+    workspace: Workspace
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, workspace: Workspace, release_id: str) -> Release:
+        return cls(workspace, Registry(workspace).show(release_id))
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def folder(self) -> Folder:
+        return self.workspace.release(self.id)
+
+    @property
+    def encoder(self) -> Folder:
+        return self.folder / "encoder"
+
+    @property
+    def items(self) -> Folder:
+        return self.folder / "items"
+
+    @property
+    def interests(self) -> Folder:
+        return self.folder / "interests"
+
+    @property
+    def interests_config(self) -> Folder:
+        """Configuration of the interests with what the data decided filled in, as JSON."""
+        return self.interests / "config.json"
+
+    @property
+    def segments(self) -> Folder:
+        return self.folder / "segments"
+
+    @property
+    def scores(self) -> Folder:
+        return self.folder / "scores"
+
+    @property
+    def profiles(self) -> Folder:
+        return self.folder / "profiles"
+
+    @property
+    def thresholds(self) -> Folder:
+        """Lifecycle thresholds (segments.lifecycle.LifecycleThresholds) as JSON."""
+        return self.segments / "thresholds.json"
+
+    def base_rates(self) -> dict[str, float]:
+        """Share of users for whom each score's event comes true, in the order of the configuration."""
+        return {head.task.name: float(head.metrics["base_rate"]) for head in load_heads(self.scores)}
+
+    def open_store(self) -> LmdbStore:
+        """The online store of this release, loaded from its profiles where this machine has none yet."""
+        source = StoreSource(
+            release=self.id,
+            profiles=self.profiles,
+            snapshot=self.workspace.history(self.manifest.snapshot),
+            vocabulary=Vocabulary.load(self.items),
+            as_of_us=self.manifest.as_of_us,
+            computed_at_us=self.manifest.created_at_us,
+            dim=int(self.manifest.config["encoder"]["dim"]),
+        )
+        return ensure_store(self.workspace.store / self.id, source)
+
+
+def served_release(workspace: Workspace) -> str:
+    """Id of the release that CURRENT names; NotReady before the first promotion."""
+    current = Registry(workspace).current()
+    if current is None:
+        raise NotReady(
+            f"No release is promoted in {workspace.root}",
+            expected="releases/CURRENT",
+            do="`sonder build` makes a release, `sonder release promote ID` serves it.",
+        )
+    return current.release

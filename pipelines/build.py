@@ -1,0 +1,257 @@
+"""All steps of a release, each resumable.
+
+prepare -> train -> segment -> score -> profiles -> evaluate -> report -> release
+
+A build is named by what goes into it (snapshot, configuration, code version), so the same command after a kill finds
+its own half-finished work: a finished step has left a marker, an unfinished one goes on from what it wrote whole.
+Everything is staged; the release appears, complete and immutable, when its manifest does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import sonder
+from pipelines.evaluate import evaluate_build
+from pipelines.prepare import prepare
+from pipelines.profiles import write_profiles
+from pipelines.report import write_build_report
+from pipelines.score import score_users, train_scores
+from pipelines.segment import segment_users, write_popularity
+from pipelines.train import train_encoder
+from sonder.core import telemetry
+from sonder.core.config import SonderConfig
+from sonder.core.errors import ConfigurationError, DataError
+from sonder.core.ids import digest_json
+from sonder.core.storage import Folder, read_manifest
+from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import load_encoder
+from sonder.history.cutoffs import test_cutoff_us
+from sonder.history.timelines import MICROSECONDS_PER_DAY
+from sonder.history.vocabulary import Vocabulary
+from sonder.releases.registry import Registry, seal
+
+logger = logging.getLogger("sonder")
+WINDOWS_NEEDED = 2.5  # one to test, one before it to validate, and half of one to learn from
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the steps of one build share."""
+
+    config: SonderConfig
+    workspace: Workspace
+    snapshot: str
+    first_us: int  # time of the oldest event
+    end_us: int  # one microsecond after the newest event: `as_of` of every profile
+    cutoff_us: int | None  # start of the temporal test window; None under leave_one_out
+
+    @property
+    def build_id(self) -> str:
+        return digest_json([self.snapshot, self.config.digest(), sonder.__version__])
+
+    @property
+    def release_id(self) -> str:
+        return f"r-{self.build_id[:12]}"
+
+    @property
+    def staging(self) -> Folder:
+        return self.workspace.staging(f"build-{self.build_id}")
+
+    @property
+    def target(self) -> Folder:
+        """The release folder to be; moved as a whole in the last step."""
+        return self.staging / "release"
+
+    @property
+    def steps(self) -> Folder:
+        return self.staging / "steps"
+
+
+def open_build(config: SonderConfig) -> Build:
+    """Prepare the log (at once if it was prepared before) and fix the build's points in time."""
+    snapshot = prepare(config)
+    workspace = Workspace.at(config.workspace)
+    manifest = read_manifest(workspace.history(snapshot))
+    first_us, end_us = int(manifest["first_event_us"]), int(manifest["last_event_us"]) + 1
+    cutoff_us = None
+    if config.evaluation.protocol == "temporal":
+        cutoff_us = test_cutoff_us(end_us, config.evaluation.test_days)
+        _require_room(first_us, end_us, config.evaluation.test_days)
+    return Build(config, workspace, snapshot, first_us, end_us, cutoff_us)
+
+
+def _require_room(first_us: int, end_us: int, test_days: int) -> None:
+    span_days = (end_us - first_us) / MICROSECONDS_PER_DAY
+    if span_days < WINDOWS_NEEDED * test_days:
+        fitting = max(1, int(span_days / WINDOWS_NEEDED))
+        raise ConfigurationError(
+            f"The log spans {span_days:.1f} days and evaluation.test_days is {test_days}",
+            expected=f"at least {WINDOWS_NEEDED} test windows, to train, to validate and to test",
+            do=f"Pass --set evaluation.test_days={fitting}, or the protocol leave_one_out.",
+        )
+
+
+def _train(build: Build) -> dict[str, Any]:
+    return train_encoder(build.config, build.snapshot, build.target / "encoder", cutoff_us=build.cutoff_us)
+
+
+def _segment(build: Build) -> dict[str, Any]:
+    write_popularity(
+        build.workspace.history(build.snapshot),
+        Vocabulary.load(build.workspace.items(build.snapshot)),
+        load_encoder(build.target / "encoder"),
+        build.target / "items",
+        as_of_us=build.end_us,
+    )
+    return segment_users(build.config, build.snapshot, build.target / "encoder", build.target, as_of_us=build.end_us)
+
+
+def _score(build: Build) -> dict[str, Any]:
+    # Under leave_one_out the weights have seen events up to the end of the log.
+    encoder_cutoff_us = build.end_us if build.cutoff_us is None else build.cutoff_us
+    encoder, heads = build.target / "encoder", build.target / "scores"
+    result = train_scores(
+        build.config, build.snapshot, encoder, heads, end_us=build.end_us, encoder_cutoff_us=encoder_cutoff_us
+    )
+    score_users(build.config, build.snapshot, encoder, heads, heads / "users", as_of_us=build.end_us)
+    return result
+
+
+def _profiles(build: Build) -> dict[str, Any]:
+    history, items = build.workspace.history(build.snapshot), build.workspace.items(build.snapshot)
+    Vocabulary.load(items).save(build.target / "items")
+    return write_profiles(history, items, build.target, as_of_us=build.end_us)
+
+
+def _evaluate(build: Build) -> dict[str, Any]:
+    return evaluate_build(
+        build.config,
+        build.workspace,
+        build.snapshot,
+        build.target,
+        end_us=build.end_us,
+        cutoff_us=build.cutoff_us,
+        score_metrics=_result_of(build, "score"),
+    )
+
+
+def _report(build: Build) -> dict[str, Any]:
+    results = {name: _result_of(build, name) for name in ("train", "segment", "score", "profiles", "evaluate")}
+    return write_build_report(
+        build.config, build.workspace, build.snapshot, build.target, release_id=build.release_id, results=results
+    )
+
+
+STEPS: dict[str, Callable[[Build], dict[str, Any]]] = {
+    "train": _train,
+    "segment": _segment,
+    "score": _score,
+    "profiles": _profiles,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+def run_until(config: SonderConfig, last: str) -> dict[str, Any]:
+    """Run the steps up to and including `last`, skipping finished ones -> what the last one reported."""
+    build = open_build(config)
+    if last == "prepare":
+        return {"snapshot": build.snapshot, **read_manifest(build.workspace.history(build.snapshot))["counts"]}
+    if build.workspace.release(build.release_id).is_published():
+        return {"release": build.release_id, "status": "released already"}
+    with _only_build(build):
+        for name in list(STEPS)[: list(STEPS).index(last) + 1]:
+            result = _run_step(build, name)
+        return result
+
+
+def build(config: SonderConfig) -> str:
+    """Build the release of this configuration -> release id; a release that exists is returned at once."""
+    build = open_build(config)
+    if build.workspace.release(build.release_id).is_published():
+        logger.info("release %s exists already: same log, configuration and code", build.release_id)
+        return build.release_id
+    with _only_build(build), telemetry.stage("build", release=build.release_id):
+        if build.workspace.release(build.release_id).is_published():
+            return build.release_id  # by the process that held the lock until now
+        for name in STEPS:
+            _run_step(build, name)
+        seal(
+            build.target,
+            build.workspace,
+            release_id=build.release_id,
+            parent=_current_release(build.workspace),
+            snapshot=build.snapshot,
+            config=build.config,
+            metrics=_result_of(build, "evaluate")["metrics"],
+            row_counts=_result_of(build, "profiles"),
+            as_of_us=build.end_us,
+        )
+        build.staging.remove()
+    return build.release_id
+
+
+def build_metrics(config: SonderConfig) -> dict[str, float]:
+    """The flat metrics object of this configuration's release, building it as far as `evaluate` where needed."""
+    build = open_build(config)
+    released = build.workspace.release(build.release_id)
+    if released.is_published():
+        metrics: dict[str, float] = (released / "report" / "metrics.json").read_json()
+        return metrics
+    run_until(config, "evaluate")
+    measured: dict[str, float] = _result_of(build, "evaluate")["metrics"]
+    return measured
+
+
+def _run_step(build: Build, name: str) -> dict[str, Any]:
+    if (build.steps / f"{name}.json").exists():
+        logger.info("%s: done before, kept", name)
+        return _result_of(build, name)
+    started = time.perf_counter()
+    with telemetry.stage(name, build=build.build_id):
+        result = STEPS[name](build)
+    (build.steps / f"{name}.json").write_json({**result, "seconds": round(time.perf_counter() - started, 1)})
+    return result
+
+
+def _result_of(build: Build, name: str) -> dict[str, Any]:
+    result: dict[str, Any] = (build.steps / f"{name}.json").read_json()
+    return result
+
+
+def _current_release(workspace: Workspace) -> str | None:
+    current = Registry(workspace).current()
+    return current.release if current else None
+
+
+@contextmanager
+def _only_build(build: Build) -> Iterator[None]:
+    """Two builds of the same release would write the same files; the second is told so."""
+    if not build.staging.is_local:  # object stores have no locks; `sonder submit` gives the same work one job id
+        yield
+        return
+    Path(build.staging.path).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{build.staging.path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(
+            f"Another process is building {build.release_id} in {build.workspace.root}",
+            expected="one build of a release at a time",
+            do="Wait for it, or end it; then the same command goes on where it stopped.",
+        ) from error
+    try:
+        yield
+    finally:
+        if build.workspace.release(build.release_id).is_published():
+            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it looks for the release first
+        lock.release()

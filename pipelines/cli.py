@@ -1,0 +1,295 @@
+"""The `sonder` command. Each command reads a configuration, calls one job, and says what to do next.
+
+This module parses and prints; the jobs live in their own files. Heavy imports happen inside the commands, so that
+`sonder --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sonder.core.config import SonderConfig, load
+from sonder.core.errors import ConfigurationError, SonderError
+
+app = typer.Typer(
+    name="sonder",
+    help="From a product's event log to an understanding of each of its users.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+release_app = typer.Typer(help="List, show, promote and roll back releases.", no_args_is_help=True)
+app.add_typer(release_app, name="release")
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]
+DEFAULT_CONFIG = Path("sonder.yaml")
+
+
+def main() -> None:
+    """Run the command; an expected error is one clear sentence, not a traceback (SONDER_DEBUG=1 shows it)."""
+    from sonder.core import telemetry
+    from sonder.core.loopback import LOOPBACK_ENVIRONMENT
+
+    if not os.environ.get("RAY_ADDRESS"):  # a Ray that this process starts is its own; Ray looks when it is imported
+        os.environ.update(LOOPBACK_ENVIRONMENT)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for chatty in ("httpx", "ray", "matplotlib"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    telemetry.configure("sonder")
+    try:
+        with telemetry.joined(os.environ):
+            app()
+    except SonderError as error:
+        if os.environ.get("SONDER_DEBUG"):
+            raise
+        typer.secho(f"{error.title}. {error}", fg=typer.colors.RED, err=True)
+        raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from None
+    except KeyboardInterrupt:
+        typer.secho("Interrupted. The same command goes on where it stopped.", err=True)
+        raise SystemExit(130) from None
+
+
+# -- before a build ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    log: Annotated[str, typer.Argument(help="file, folder, glob or URI of the event log")],
+    out: Annotated[Path, typer.Option(help="configuration to write")] = DEFAULT_CONFIG,
+    workspace: Annotated[str, typer.Option(help="where snapshots and releases will live")] = "./workspace",
+    overwrite: Annotated[bool, typer.Option(help="replace an existing configuration")] = False,
+) -> None:
+    """Look at a log, guess its mapping, show five mapped rows and write a commented configuration."""
+    from pipelines.terminal import show_rows
+    from sonder.events.guess import guess_config, mapped_rows
+    from sonder.events.guess_yaml import render_config
+
+    if out.exists() and not overwrite:
+        raise ConfigurationError(f"{out} exists", do="Name another file with --out, or pass --overwrite")
+    guess = guess_config(log)
+    show_rows("Five rows of the log, as Sonder understands them", mapped_rows(guess))
+    out.write_text(render_config(guess, workspace), encoding="utf-8")
+    load(out)
+    typer.echo(f"Wrote {out}. Look at its comments, then: sonder build --config {out}")
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    users: Annotated[int, typer.Option(min=1)] = 5_000,
+    days: Annotated[int, typer.Option(min=7)] = 90,
+    seed: Annotated[int, typer.Option(min=0)] = 7,
+) -> None:
+    """Write a synthetic world: events, items, the truth behind them, and a configuration to build from."""
+    from sonder.core.storage import Folder
+    from sonder.events.synthetic import WorldConfig, write_world
+
+    counts = write_world(WorldConfig(num_users=users, num_days=days, seed=seed), Folder.at(str(out.resolve())))
+    typer.echo(" ".join(f"{name}={value:,}" for name, value in counts.items() if isinstance(value, int)))
+    typer.echo(f"Wrote {out}. Next: sonder build --config {out / 'sonder.yaml'}")
+
+
+@app.command()
+def datasets() -> None:
+    """List the public logs that Sonder reads, with licence and size. None of them is part of Sonder."""
+    from pipelines.terminal import show_datasets
+
+    show_datasets()
+
+
+# -- the steps of a build ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def prepare(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Events -> history snapshot, item table, vocabulary, quarantine."""
+    _run_until("prepare", load(config, overrides or ()))
+
+
+@app.command()
+def train(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Fit the encoder (runs `prepare` first where needed)."""
+    _run_until("train", load(config, overrides or ()))
+
+
+@app.command()
+def segment(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Vectors, interests and lifecycle of every user (runs the steps before it where needed)."""
+    _run_until("segment", load(config, overrides or ()))
+
+
+@app.command()
+def score(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Fit and calibrate the declared scores (runs the steps before it where needed)."""
+    _run_until("score", load(config, overrides or ()))
+
+
+@app.command()
+def build(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    promote: Annotated[bool, typer.Option(help="serve the new release at once")] = False,
+) -> None:
+    """All steps, into one immutable release. Killed or interrupted, the same command goes on where it stopped."""
+    from pipelines.build import build as run_build
+    from pipelines.terminal import show_build
+    from sonder.core.workspace import Workspace
+    from sonder.releases.registry import Registry
+
+    resolved = load(config, overrides or ())
+    release_id = run_build(resolved)
+    registry = Registry(Workspace.at(resolved.workspace))
+    if promote or registry.current() is None:
+        registry.promote(release_id, reason="asked by build" if promote else "first release of the workspace")
+    show_build(resolved, release_id, config)
+
+
+@app.command()
+def evaluate(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the flat metrics object here")] = None,
+) -> None:
+    """The quality table: encoder against popularity and item-kNN, and the scores (runs the build where needed)."""
+    import orjson
+
+    from pipelines.build import build_metrics
+    from pipelines.terminal import show_quality
+
+    resolved = load(config, overrides or ())
+    metrics = build_metrics(resolved)
+    show_quality(metrics, resolved)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps(metrics, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+        typer.echo(f"Wrote {json_file}")
+
+
+def _run_until(step: str, config: SonderConfig) -> None:
+    from pipelines.build import run_until
+
+    result = run_until(config, step)
+    typer.echo(" ".join(f"{key}={value}" for key, value in result.items() if isinstance(value, str | int | float)))
+
+
+# -- releases ------------------------------------------------------------------------------------------------------
+
+
+@release_app.command("list")
+def release_list(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Every release of the workspace, the served one marked."""
+    from pipelines.terminal import show_releases
+    from sonder.core.workspace import Workspace
+    from sonder.releases.registry import Registry
+
+    show_releases(Registry(Workspace.at(load(config, overrides or ()).workspace)))
+
+
+@release_app.command("show")
+def release_show(
+    release_id: Annotated[str | None, typer.Argument(help="the served one if not named")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+) -> None:
+    """One release: inputs, metrics, digests."""
+    from pipelines.terminal import show_release
+    from sonder.core.workspace import Workspace
+    from sonder.releases.registry import Registry
+
+    show_release(Registry(Workspace.at(load(config, overrides or ()).workspace)), release_id)
+
+
+@release_app.command("promote")
+def release_promote(
+    release_id: str,
+    reason: Annotated[str, typer.Option(help="kept with the switch")] = "promoted by hand",
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+) -> None:
+    """Verify a release against its digests and serve it."""
+    from sonder.core.workspace import Workspace
+    from sonder.releases.registry import Registry
+
+    Registry(Workspace.at(load(config, overrides or ()).workspace)).promote(release_id, reason=reason)
+    typer.echo(f"{release_id} is current. A running `sonder serve` shows it after a restart.")
+
+
+@release_app.command("rollback")
+def release_rollback(
+    reason: Annotated[str, typer.Option(help="kept with the switch")] = "rolled back by hand",
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+) -> None:
+    """Go back to the release that was served before."""
+    from sonder.core.workspace import Workspace
+    from sonder.releases.registry import Registry
+
+    current = Registry(Workspace.at(load(config, overrides or ()).workspace)).rollback(reason=reason)
+    typer.echo(f"{current.release} is current again. A running `sonder serve` shows it after a restart.")
+
+
+# -- after a build -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    host: Annotated[str | None, typer.Option(help="loopback unless told otherwise")] = None,
+    port: Annotated[int | None, typer.Option()] = None,
+) -> None:
+    """Serve the current release over HTTP with Ray Serve, until interrupted."""
+    resolved = load(config, overrides or ())
+    start = importlib.import_module("services.gateway.start")  # by name: pipelines and services are strangers
+    start.serve_forever(
+        workspace=resolved.workspace, host=host or resolved.serving.host, port=port or resolved.serving.port
+    )
+
+
+@app.command()
+def profile(
+    user_id: Annotated[str, typer.Argument(help="as the log spells it")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+) -> None:
+    """One user's story: timeline, interests, segments, scores with their drivers, recommendations."""
+    from pipelines.story import read_story
+    from pipelines.terminal import show_story
+    from sonder.core.workspace import Workspace
+
+    show_story(read_story(Workspace.at(load(config, overrides or ()).workspace), user_id))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    command: Annotated[str, typer.Argument(help="build, prepare, train, segment, score or evaluate")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    address: Annotated[str, typer.Option(help="Ray's dashboard address")] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
+) -> None:
+    """Run a command as a Ray job on a running cluster; submitting the same work again attaches to it."""
+    from pipelines.submit import submit as submit_job
+
+    raise SystemExit(submit_job(command, load(config, overrides or ()), address=address, follow=follow))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the demo's log and workspace")] = Path("demo"),
+) -> None:
+    """The main job on a synthetic log: build, quality, two users, HTTP answers, what to do with your own log."""
+    from pipelines.demo import run
+
+    run(out)
+
+
+if __name__ == "__main__":
+    main()

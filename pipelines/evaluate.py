@@ -1,0 +1,81 @@
+"""Measure a build before it is released: retrieval beside its baselines, scores, and the truth where there is one.
+
+Recommendation quality is measured on the split of the configured protocol, with the encoder that never saw its test
+window. Everything ends up in one flat object, `report/metrics.json`; what explains it goes into the report.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.truth import find_truth, measure_against_truth
+from sonder.core.config import SonderConfig
+from sonder.core.storage import Folder, read_manifest
+from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import load_encoder
+from sonder.encoder.inference import embed_users
+from sonder.evaluation.evaluate import evaluate_retrieval
+from sonder.history.cutoffs import Split, leave_one_out, temporal
+from sonder.history.snapshot import read_timelines
+from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
+from sonder.history.vocabulary import Vocabulary
+
+SCORE_METRICS = ("auc", "pr_auc", "ece", "base_rate", "users")
+
+
+def evaluate_build(
+    config: SonderConfig,
+    workspace: Workspace,
+    snapshot: str,
+    target: Folder,
+    *,
+    end_us: int,
+    cutoff_us: int | None,
+    score_metrics: dict[str, Any],
+) -> dict[str, Any]:
+    """Flat `metrics`, and `health`, `reason`, `truth` for the report."""
+    vocabulary = Vocabulary.load(workspace.items(snapshot))
+    timelines = read_timelines(workspace.history(snapshot), vocabulary)
+    split, validation = splits(timelines, vocabulary, config, end_us=end_us, cutoff_us=cutoff_us)
+    encoder = load_encoder(target / "encoder")
+    as_of_us = end_us if cutoff_us is None else cutoff_us
+    retrieval = evaluate_retrieval(
+        split,
+        validation,
+        vocabulary,
+        embed_users(encoder, split.history, as_of_us=as_of_us),
+        encoder.item_vectors,
+        protocol=config.evaluation.protocol,
+        item_bias_I=encoder.item_bias,
+    )
+    counts = read_manifest(workspace.history(snapshot))["counts"]
+    metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
+    metrics |= retrieval.metrics | flat_scores(score_metrics)
+    truth_folder = find_truth(config)
+    if truth_folder is not None:
+        metrics |= measure_against_truth(truth_folder, target, timelines, vocabulary, encoder, as_of_us=end_us)
+    return {"metrics": metrics, "health": retrieval.health, "reason": retrieval.reason}
+
+
+def splits(
+    timelines: Timelines, vocabulary: Vocabulary, config: SonderConfig, *, end_us: int, cutoff_us: int | None
+) -> tuple[Split, Split]:
+    """The test split of the protocol, and the earlier one on which the baselines choose their settings."""
+    if cutoff_us is None:
+        return leave_one_out(timelines, part="test"), leave_one_out(timelines, part="validation")
+    earlier_us = cutoff_us - config.evaluation.test_days * MICROSECONDS_PER_DAY
+    return (
+        temporal(timelines, vocabulary, cutoff_us=cutoff_us, end_us=end_us),
+        temporal(timelines.before(cutoff_us), vocabulary, cutoff_us=earlier_us, end_us=cutoff_us),
+    )
+
+
+def flat_scores(score_metrics: dict[str, Any]) -> dict[str, float]:
+    """`scores.<name>.<metric>` of the tasks that were learnt."""
+    learnt = score_metrics.get("metrics", {})
+    return {
+        f"scores.{name}.{metric}": values[metric]
+        for name, values in learnt.items()
+        for metric in SCORE_METRICS
+        if values.get(metric) is not None
+    }

@@ -1,0 +1,311 @@
+"""`sonder prepare`: a log becomes a history snapshot, an item table, a vocabulary and a quarantine (Ray Data).
+
+    splits of the log -> read and map -> shuffle by bucket of the user -> assemble each bucket -> item table -> publish
+
+Every task writes its own files under a name that depends on the input alone, into a staging folder; a repeated task
+writes the same bytes again and a killed run leaves nothing that a reader could see. The folder is published only when
+the counts add up: every row read is in the history or in the quarantine, once. History is published last.
+Nothing in the output depends on the clock, on the number of workers or on the order in which they finish.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow.compute as pc
+import ray.data
+
+from pipelines.prepare_tasks import BUCKET, SPLIT, assemble_part, read_counts, read_part, write_bucket
+from pipelines.ray_runtime import ensure_ray, worker_errors
+from pipelines.table_formats import describe_table, is_table_format, read_table, resolve_table
+from sonder.core.config import EventsConfig, SonderConfig
+from sonder.core.errors import DataError, TooManyBadRows
+from sonder.core.storage import Folder, publish
+from sonder.core.telemetry import logger, stage
+from sonder.core.workspace import Workspace
+from sonder.events.catalogue import read_items
+from sonder.events.contract import Col, Reason
+from sonder.events.files import compression_of
+from sonder.events.reading import LogSplit, plan_splits, resolve
+from sonder.history.inputs import describe_catalogue, describe_inputs, prepare_digest, snapshot_id
+from sonder.history.item_table import build_vocabulary
+from sonder.history.snapshot import HISTORY_SCHEMA
+
+ROWS_PER_BUCKET = 250_000  # about 25 MB while it is assembled
+MAX_BUCKETS = 999
+BYTES_PER_TEXT_ROW, BYTES_PER_COMPRESSED_ROW = 80, 20
+BLOCK_BYTES = 64 << 20
+SHUFFLE_INPUT_BYTES = 192 << 20  # held by one map task of the shuffle; Ray's default of 1 GiB takes 3 GiB of memory
+OPTIONAL_COLUMNS = (Col.EVENT_ID, Col.SURFACE, Col.VALUE, Col.REQUEST_ID)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read, settled before any work: the same log always gives the same plan."""
+
+    snapshot: str
+    config_digest: str
+    inputs: list[dict[str, Any]]
+    events: EventsConfig  # resolved
+    splits: list[LogSplit]  # none for a table format
+    num_buckets: int
+
+    @property
+    def is_ordinal(self) -> bool:
+        """Whether the log's times are only an order: they have no days, so nothing per day can be said."""
+        return self.events.timestamp == "ordinal"
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Optional fields that this log does not have."""
+        return tuple(name for name in OPTIONAL_COLUMNS if getattr(self.events.columns, name) is None)
+
+    @property
+    def sources(self) -> Mapping[int, str] | str:
+        """Name of each file by its index in `log_order`."""
+        if is_table_format(self.events):
+            return self.events.paths[0]
+        return {split.file_index: split.source for split in self.splits}
+
+
+@dataclass
+class Totals:
+    """Every row read, by what became of it."""
+
+    rows_read: int
+    events: int
+    users: int
+    by_reason: Counter[str]
+    items: int = 0
+    first_event: datetime | None = None
+    last_event: datetime | None = None
+
+    @property
+    def bad(self) -> Counter[str]:
+        """What counts towards `max_bad_fraction`."""
+        return Counter({reason: rows for reason, rows in self.by_reason.items() if Reason(reason).is_bad})
+
+    @property
+    def num_bad(self) -> int:
+        return self.bad.total()
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "rows_read": self.rows_read,
+            "events": self.events,
+            "users": self.users,
+            "items": self.items,
+            "quarantined": self.by_reason.total(),
+            "by_reason": dict(sorted(self.by_reason.items())),
+        }
+
+
+def prepare(config: SonderConfig) -> str:
+    """Prepare the log -> snapshot id, published in the workspace; at once if these inputs were prepared before."""
+    with stage("prepare.plan") as counts:
+        plan = make_plan(config)
+        counts.update(snapshot=plan.snapshot, files=len(plan.inputs), splits=len(plan.splits), buckets=plan.num_buckets)
+    workspace = Workspace.at(config.workspace)
+    final = workspace.history(plan.snapshot)
+    if final.is_published():
+        logger.info("prepare: already prepared, %s", final)
+        return plan.snapshot
+    staging = workspace.staging(f"prepare-{plan.snapshot}")
+    staging.remove()  # left by a run that was killed
+    with stage("prepare.history") as counts:
+        buckets = _make_history(plan, staging)
+        totals = _add_up(staging, buckets)
+        counts.update({name: value for name, value in totals.counts().items() if isinstance(value, int)})
+    _refuse_bad_log(plan, totals, config.events.max_bad_fraction, staging, workspace)
+    with stage("prepare.items") as counts:
+        _make_items(config, plan, totals, staging)
+        counts["items"] = totals.items
+    _publish_quarantine(totals, staging, workspace.quarantine(plan.snapshot))
+    _republish(staging / "items", workspace.items(plan.snapshot), {"items": totals.items})
+    publish(staging / "history", final, _manifest(plan, totals, buckets))
+    staging.remove()
+    logger.info("prepare: wrote %s", final)
+    return plan.snapshot
+
+
+def make_plan(config: SonderConfig) -> Plan:
+    """Look at the log and settle what a snapshot of it is."""
+    if is_table_format(config.events):
+        events, splits = resolve_table(config.events), []
+        inputs = [describe_table(events), *describe_catalogue(config.items)]
+    else:
+        events = resolve(config.events)
+        splits, inputs = plan_splits(events), describe_inputs(events, config.items)
+    digest = prepare_digest(events, config.items, config.prepare)
+    return Plan(
+        snapshot=snapshot_id(digest, inputs),
+        config_digest=digest,
+        inputs=inputs,
+        events=events,
+        splits=splits,
+        num_buckets=config.prepare.num_buckets or derive_num_buckets(splits, inputs[0].get("rows")),
+    )
+
+
+def derive_num_buckets(splits: Sequence[LogSplit], rows: int | None) -> int:
+    """Buckets of about ROWS_PER_BUCKET rows, from the rows that the log's files declare or their size suggests."""
+    if rows is None:
+        rows = sum(split.num_rows if split.num_rows is not None else _rows_by_size(split) for split in splits)
+    return min(max(1, -(-rows // ROWS_PER_BUCKET)), MAX_BUCKETS)
+
+
+def _rows_by_size(split: LogSplit) -> int:
+    return split.size_bytes // (BYTES_PER_COMPRESSED_ROW if compression_of(split.source) else BYTES_PER_TEXT_ROW)
+
+
+def _make_history(plan: Plan, staging: Folder) -> list[dict[str, Any]]:
+    """Run the Ray Data pipeline -> one row of counts per bucket, in order."""
+    ensure_ray()
+    with worker_errors():
+        context = ray.data.DataContext.get_current()  # a copy that ends with the block
+        context.target_max_block_size = BLOCK_BYTES
+        context.shuffle_input_batch_bytes = SHUFFLE_INPUT_BYTES
+        context.enable_progress_bars = sys.stderr.isatty()
+        assembled = (
+            _read(plan, staging)
+            .repartition(plan.num_buckets, keys=[BUCKET])
+            .map_batches(
+                assemble_part,
+                fn_kwargs={
+                    "staging": staging,
+                    "max_events_per_day": None if plan.is_ordinal else plan.events.max_events_per_day,
+                    "sources": plan.sources,
+                },
+                batch_size=None,  # a whole partition: a bucket must not be cut
+                batch_format="pyarrow",
+            )
+        )
+        rows = assembled.take_all()
+    done = {int(row[BUCKET]): row for row in rows}
+    if len(done) != len(rows):
+        raise DataError("The shuffle cut a bucket in two", expected="whole buckets in every partition")
+    empty = HISTORY_SCHEMA.empty_table()
+    return [
+        done[bucket] if bucket in done else {**write_bucket(empty, bucket, staging), "by_reason": []}
+        for bucket in range(plan.num_buckets)
+    ]
+
+
+def _read(plan: Plan, staging: Folder) -> ray.data.Dataset:
+    """Every event of the log with its bucket."""
+    intake = {
+        "config": plan.events,
+        "staging": staging,
+        "num_buckets": plan.num_buckets,
+        "absent": plan.absent,
+    }
+    if is_table_format(plan.events):
+        return read_table(plan.events, plan.inputs[0]["version"], intake)
+    rows = [{SPLIT: index} for index in range(len(plan.splits))]
+    return ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
+        read_part,
+        fn_kwargs={"splits": tuple(plan.splits), **intake},
+        batch_size=None,  # one split a task
+        batch_format="pyarrow",
+    )
+
+
+def _add_up(staging: Folder, buckets: Sequence[Mapping[str, Any]]) -> Totals:
+    """Count, and check that every event read is in the history or set aside, once."""
+    num_read, by_reason = read_counts(staging)
+    rows_read = num_read + by_reason.total()
+    set_aside = Counter[str]()
+    for bucket in buckets:
+        set_aside.update({str(entry["reason"]): int(entry["rows"]) for entry in bucket["by_reason"]})
+    events = sum(int(bucket["events"]) for bucket in buckets)
+    if events + set_aside.total() != num_read:
+        raise DataError(
+            f"{num_read:,} events were read, {events:,} are in the history and {set_aside.total():,} set aside",
+            expected="every event in exactly one of the two",
+        )
+    users = sum(int(bucket["users"]) for bucket in buckets)
+    return Totals(rows_read=rows_read, events=events, users=users, by_reason=by_reason + set_aside)
+
+
+def _refuse_bad_log(plan: Plan, totals: Totals, limit: float, staging: Folder, workspace: Workspace) -> None:
+    """Fail on a log that is mostly not events; its quarantine is published all the same."""
+    is_bad = totals.num_bad > limit * totals.rows_read
+    if not is_bad and totals.events:
+        return
+    quarantine = workspace.quarantine(plan.snapshot)
+    _publish_quarantine(totals, staging, quarantine)
+    staging.remove()
+    if not is_bad:
+        reasons = _told(totals.by_reason)
+        raise DataError(
+            f"None of the {totals.rows_read:,} rows of the log is an event" + (f" ({reasons})" if reasons else ""),
+            expected="rows with a user, an item, an action and a time",
+            do=f"Look at {quarantine} and correct events.columns.",
+        )
+    raise TooManyBadRows(
+        f"{totals.num_bad:,} of {totals.rows_read:,} rows ({totals.num_bad / totals.rows_read * 100:.3g} %) are bad:"
+        f" {_told(totals.bad)}",
+        expected=f"at most {limit * 100:.3g} % (events.max_bad_fraction)",
+        do=f"The rows and their reasons are in {quarantine}; correct events.columns,"
+        " or accept them with --set events.max_bad_fraction=SHARE.",
+    )
+
+
+def _told(by_reason: Counter[str]) -> str:
+    """The most frequent reasons."""
+    return ", ".join(f"{rows:,} {reason}" for reason, rows in by_reason.most_common(3))
+
+
+def _make_items(config: SonderConfig, plan: Plan, totals: Totals, staging: Folder) -> None:
+    scratch = (staging / "scratch").children()
+    item_stats = [file.read_table() for file in scratch if file.name.startswith("items-")]
+    vocabulary = build_vocabulary(
+        item_stats,
+        [file.read_table() for file in scratch if file.name.startswith("labels-")],
+        read_items(config.items, plan.events),
+        plan.events.action_weights,
+    )
+    vocabulary.save(staging / "items")
+    totals.items = vocabulary.num_items
+    totals.first_event = pc.min(vocabulary.items.column(Col.FIRST_SEEN)).as_py()
+    totals.last_event = pc.max(vocabulary.items.column(Col.LAST_SEEN)).as_py()
+
+
+def _manifest(plan: Plan, totals: Totals, buckets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    assert totals.first_event is not None
+    assert totals.last_event is not None
+    return {
+        "snapshot": plan.snapshot,
+        "counts": totals.counts(),
+        "first_event": totals.first_event.astimezone(UTC).isoformat(),
+        "last_event": totals.last_event.astimezone(UTC).isoformat(),
+        "first_event_us": _us(totals.first_event),
+        "last_event_us": _us(totals.last_event),
+        "is_ordinal": plan.is_ordinal,
+        "buckets": [{name: bucket[name] for name in (BUCKET, "users", "events", "digest")} for bucket in buckets],
+        "inputs": plan.inputs,
+        "config_digest": plan.config_digest,
+    }
+
+
+def _us(time: datetime) -> int:
+    """Microseconds since 1970, exactly."""
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def _publish_quarantine(totals: Totals, staging: Folder, final: Folder) -> None:
+    counts = totals.counts()
+    _republish(
+        staging / "quarantine", final, {name: counts[name] for name in ("rows_read", "quarantined", "by_reason")}
+    )
+
+
+def _republish(staged: Folder, final: Folder, manifest: dict[str, Any]) -> None:
+    """Publish what belongs to a history that is not published yet: a killed or refused run may have left it there."""
+    final.remove()
+    publish(staged, final, manifest)

@@ -1,0 +1,191 @@
+"""The two kinds of tasks of `prepare`, each a thin shell around pure functions: read a split, assemble a bucket.
+
+Files below the staging folder (all names follow from the input, so a repeated task overwrites its own):
+history/bucket=NNN/part-0.parquet   quarantine/{read,bucket}-N.parquet   scratch/: counts and statistics for the driver
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from ray.data._internal.execution.interfaces.task_context import TaskContext
+
+from sonder.core.config import EventsConfig
+from sonder.core.ids import bucket_of, digest_bytes, stable_hash
+from sonder.core.storage import Folder
+from sonder.events.contract import EVENT_SCHEMA, QUARANTINE_SCHEMA, Col
+from sonder.events.mapping import Batch, map_batch
+from sonder.events.quarantine import rows_as_json
+from sonder.events.reading import LogSplit, read_split
+from sonder.history.assemble import assemble_bucket
+from sonder.history.snapshot import bucket_file
+
+SPLIT, BUCKET = "split", "bucket"
+TABLE_ORDER_KEY = "sonder/table-order/1/"
+QUARANTINE_ROWS_PER_FILE = 100_000
+
+COUNTS_SCHEMA = pa.schema(
+    [
+        (BUCKET, pa.int32()),
+        ("users", pa.int64()),
+        ("events", pa.int64()),
+        ("digest", pa.string()),
+        ("by_reason", pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.int64())]))),
+    ]
+)
+
+
+def read_part(
+    rows: pa.Table,
+    *,
+    splits: Sequence[LogSplit],
+    config: EventsConfig,
+    staging: Folder,
+    num_buckets: int,
+    absent: Sequence[str],
+) -> Iterator[pa.Table]:
+    """Read the splits at these rows -> their events with the bucket of each; the rest goes to the quarantine."""
+    for index in rows.column(SPLIT).to_pylist():
+        intake = Intake(staging, f"{index:06d}", num_buckets, absent)
+        for batch in read_split(splits[index], config):
+            yield intake.take(batch)
+        yield intake.finish()
+
+
+def read_block(
+    raw: pa.Table,
+    *,
+    source: str,
+    latest_us: int,
+    config: EventsConfig,
+    staging: Folder,
+    num_buckets: int,
+    absent: Sequence[str],
+) -> Iterator[pa.Table]:
+    """The same for a block of a table that Ray Data reads. A table has no order, so ties are broken by content."""
+    log_order = (stable_hash(pl.Series(rows_as_json(raw)), TABLE_ORDER_KEY) >> np.uint64(1)).astype(np.int64)
+    batch = map_batch(raw, config, source, 0, latest_us=latest_us)
+    ordered = Batch(_with_order(batch.events, log_order), _with_order(batch.quarantined, log_order))
+    task = TaskContext.get_current()
+    name = f"{task.task_idx if task else 0:06d}-{digest_bytes(log_order.tobytes())}"
+    intake = Intake(staging, name, num_buckets, absent)
+    yield intake.take(ordered)
+    yield intake.finish()
+
+
+class Intake:
+    """Counts what is read under one name, keeps what is set aside, and passes events on with their bucket."""
+
+    def __init__(self, staging: Folder, name: str, num_buckets: int, absent: Sequence[str]) -> None:
+        self.staging, self.name, self.num_buckets, self.absent = staging, name, num_buckets, absent
+        self.num_events, self.num_files = 0, 0
+        self.by_reason = Counter[str]()
+        self.set_aside: list[pa.Table] = []
+
+    def take(self, batch: Batch) -> pa.Table:
+        self.num_events += batch.events.num_rows
+        self.by_reason.update(count_reasons(batch.quarantined))
+        self.set_aside.append(batch.quarantined)
+        if sum(table.num_rows for table in self.set_aside) >= QUARANTINE_ROWS_PER_FILE:
+            self._write_quarantine()
+        return _shuffled_form(batch.events, self.num_buckets, self.absent)
+
+    def finish(self) -> pa.Table:
+        """Write what is left and the counts; the empty table tells Ray the columns of a part without events."""
+        self._write_quarantine()
+        counts = {"events": self.num_events, "by_reason": dict(self.by_reason)}
+        (self.staging / "scratch" / f"read-{self.name}.json").write_json(counts)
+        return _shuffled_form(EVENT_SCHEMA.empty_table(), self.num_buckets, self.absent)
+
+    def _write_quarantine(self) -> None:
+        table = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *self.set_aside])
+        self.set_aside = []
+        if table.num_rows:
+            (self.staging / "quarantine" / f"read-{self.name}-{self.num_files:04d}.parquet").write_table(table)
+            self.num_files += 1
+
+
+def read_counts(staging: Folder) -> tuple[int, Counter[str]]:
+    """Events read and rows set aside by reason, over all parts."""
+    events, by_reason = 0, Counter[str]()
+    for file in (staging / "scratch").children():
+        if file.name.startswith("read-"):
+            counts = file.read_json()
+            events += counts["events"]
+            by_reason.update(counts["by_reason"])
+    return events, by_reason
+
+
+def assemble_part(
+    events: pa.Table, *, staging: Folder, max_events_per_day: int | None, sources: Mapping[int, str] | str
+) -> pa.Table:
+    """Assemble the buckets in a partition, write them -> one row of counts per bucket."""
+    buckets = events.column(BUCKET)
+    rows = [
+        _assemble_one(
+            _event_form(events.filter(pc.equal(buckets, bucket))),
+            bucket.as_py(),
+            staging=staging,
+            max_events_per_day=max_events_per_day,
+            sources=sources,
+        )
+        for bucket in pc.unique(buckets)
+    ]
+    return pa.Table.from_pylist(rows, schema=COUNTS_SCHEMA)
+
+
+def write_bucket(history: pa.Table, bucket: int, staging: Folder) -> dict[str, Any]:
+    """Write one bucket of the history -> its counts and the digest of its file."""
+    file = bucket_file(staging / "history", bucket)
+    file.write_table(history)
+    num_events = int(pc.sum(history.column(Col.NUM_EVENTS)).as_py() or 0)
+    return {BUCKET: bucket, "users": history.num_rows, "events": num_events, "digest": file.digest()}
+
+
+def _assemble_one(
+    events: pa.Table, bucket: int, *, staging: Folder, max_events_per_day: int | None, sources: Mapping[int, str] | str
+) -> dict[str, Any]:
+    assembled = assemble_bucket(events, max_events_per_day=max_events_per_day, sources=sources)
+    if assembled.quarantined.num_rows:
+        (staging / "quarantine" / f"bucket-{bucket:03d}.parquet").write_table(assembled.quarantined)
+    (staging / "scratch" / f"items-{bucket:03d}.parquet").write_table(assembled.item_stats)
+    (staging / "scratch" / f"labels-{bucket:03d}.parquet").write_table(assembled.label_stats)
+    set_aside = [{"reason": reason, "rows": rows} for reason, rows in count_reasons(assembled.quarantined).items()]
+    return {**write_bucket(assembled.history, bucket, staging), "by_reason": set_aside}
+
+
+def _shuffled_form(events: pa.Table, num_buckets: int, absent: Sequence[str]) -> pa.Table:
+    """Events with their bucket, without the columns that this log does not have: they need not travel."""
+    for name in absent:
+        assert events.column(name).null_count == events.num_rows, f"{name} was thought absent"
+    buckets = bucket_of(pl.Series(pl.from_arrow(events.column(Col.USER_ID))), num_buckets)
+    return events.drop_columns(list(absent)).append_column(BUCKET, pa.array(buckets, pa.int32()))
+
+
+def _event_form(rows: pa.Table) -> pa.Table:
+    """EVENT_SCHEMA again."""
+    columns = [
+        rows.column(field.name) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+        for field in EVENT_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, names=EVENT_SCHEMA.names).cast(EVENT_SCHEMA)
+
+
+def _with_order(table: pa.Table, log_order: NDArray[np.int64]) -> pa.Table:
+    """Row numbers of a block -> log order of these rows."""
+    column = table.schema.get_field_index(Col.LOG_ORDER)
+    rows = table.column(column).to_numpy()
+    return table.set_column(column, table.schema.field(column), pa.array(log_order[rows], pa.int64()))
+
+
+def count_reasons(quarantined: pa.Table) -> dict[str, int]:
+    """Rows by reason."""
+    counts = pc.value_counts(quarantined.column("reason").combine_chunks())
+    return dict(sorted((entry["values"], entry["counts"]) for entry in counts.to_pylist()))

@@ -1,0 +1,90 @@
+"""The Ray that a pipeline runs on: the one that is there, or a small local one.
+
+Join order: a Ray already initialised in this process; the cluster that RAY_ADDRESS names (a submitted job has it set);
+else a local Ray that ends with the process. It is on the loopback interface if `sonder.core.loopback` was heeded before
+Ray was imported, as the `sonder` command does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayTaskError
+
+from sonder.core.errors import SonderError
+
+# Ray itself sets OMP_NUM_THREADS, which pyarrow, numpy and torch obey, to the CPUs of each task; Polars would start a
+# thread per core in every worker.
+WORKER_ENV = {"POLARS_MAX_THREADS": "1", "ARROW_IO_THREADS": "2"}
+MIN_LOGICAL_CPUS = 4  # trainers hold CPUs while data tasks need some: fewer would deadlock on small machines
+OBJECT_STORE_SHARE = 0.2  # of the memory; what does not fit is spilled to disk
+MAX_OBJECT_STORE_BYTES = 8 << 30
+
+
+def ensure_ray() -> None:
+    """Join or start Ray; safe to call again."""
+    if ray.is_initialized():
+        return
+    _quieten()
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "runtime_env": {"env_vars": WORKER_ENV}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        ray.init(
+            address="local",
+            num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+            object_store_memory=min(int(memory * OBJECT_STORE_SHARE), MAX_OBJECT_STORE_BYTES),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """A SonderError of a worker (Ray Data, Ray Train) comes out as itself, its cause what Ray made of it."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current().copy()
+    context.raise_original_map_exception = True  # else it is the cause of another one, and causes do not travel
+    try:
+        with ray.data.DataContext.current(context):
+            yield
+    except Exception as error:
+        original = _sonder_error_in(error)
+        if original is None or original is error:
+            raise
+        raise original from error
+
+
+def _sonder_error_in(error: BaseException) -> SonderError | None:
+    """The first SonderError among what Ray wrapped, breadth first."""
+    pending: list[object] = [error]
+    while pending:
+        found = pending.pop(0)
+        # Ray's own class inherits from that of its cause, but its message is a traceback.
+        if isinstance(found, SonderError) and not isinstance(found, RayTaskError):
+            return found
+        failures = getattr(found, "worker_failures", {})  # of Ray Train, by rank
+        inner = [getattr(found, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__")]
+        pending += [one for one in (*failures.values(), *inner) if isinstance(one, BaseException)]
+    return None
+
+
+def _quieten() -> None:
+    """Keep the terminal for what Sonder says; Ray Data's own log goes on into `ray-data.log` of Ray's session.
+
+    That takes its errors too: each is raised as well, and the one about an error of ours asks to report a bug of Ray.
+    """
+    importlib.import_module("ray.data")  # sets its handlers up
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+    # Says that tokens guard the cluster, which is what anyone expects.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

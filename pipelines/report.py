@@ -1,0 +1,258 @@
+"""Fill the report of a build from what its steps wrote; `sonder.evaluation.report` draws it.
+
+Reads the staged release only: the page can be made again from a release alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipelines import story as stories
+from sonder.core.config import ScoreTask, SonderConfig
+from sonder.core.storage import Folder, read_manifest
+from sonder.core.workspace import Workspace
+from sonder.evaluation.classification import evaluate_score
+from sonder.evaluation.evaluate import RetrievalEvaluation
+from sonder.evaluation.report import write_report
+from sonder.evaluation.report_content import (
+    Artefact,
+    DataFacts,
+    EmbeddingSample,
+    InterestFacts,
+    LifecycleFacts,
+    ReportContent,
+    RetrievalFacts,
+    ScoreFacts,
+    Story,
+    StoryEvent,
+    StoryInterest,
+    StoryScore,
+    events_per_week,
+    sample_of_users,
+    summarise_interests,
+)
+from sonder.history.snapshot import read_timelines
+from sonder.history.vocabulary import Vocabulary
+from sonder.scoring.heads import load_refusals
+
+NUM_STORIES = 2
+WRITTEN = {
+    "profiles": "one row per user, everything below joined",
+    "encoder": "weights, and how the training went",
+    "items": "the catalogue in the order of the item vectors",
+    "vectors": "one vector per user",
+    "interests": "one row per user and interest",
+    "segments": "one row per user: lifecycle",
+    "scores": "heads, calibration, held-out predictions, one row per user and score",
+}
+
+
+def write_build_report(
+    config: SonderConfig,
+    workspace: Workspace,
+    snapshot: str,
+    target: Folder,
+    *,
+    release_id: str,
+    results: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write target/report/{index.html, metrics.json} -> where."""
+    manifest = read_manifest(workspace.history(snapshot))
+    content = _content(config, workspace, snapshot, target, release_id, results, manifest)
+    write_report(target / "report", content)
+    # Beside the page's own metrics the file keeps those that only a synthetic world has (`truth.*`).
+    (target / "report" / "metrics.json").write_json(results["evaluate"]["metrics"])
+    return {"stories": [story.user_id for story in content.stories]}
+
+
+def _content(
+    config: SonderConfig,
+    workspace: Workspace,
+    snapshot: str,
+    target: Folder,
+    release_id: str,
+    results: Mapping[str, Mapping[str, Any]],
+    manifest: dict[str, Any],
+) -> ReportContent:
+    evaluation = RetrievalEvaluation(**{name: results["evaluate"][name] for name in ("metrics", "health", "reason")})
+    flat = {key: value for key, value in evaluation.metrics.items() if key.startswith("retrieval.")}
+    history, is_ordinal = workspace.history(snapshot), bool(manifest["is_ordinal"])
+    profiles = _profiles(target)
+    has_interests = bool(profiles["interests"].list.len().sum())
+    missing = {} if flat else {"retrieval": str(evaluation.reason)}
+    if not has_interests:
+        missing["interests"] = "no user has an event that says what it wants of a trained item"
+    return ReportContent(
+        title=f"Sonder: {config.events.paths[0].rsplit('/', 1)[-1]}",
+        release_id=release_id,
+        created_at=datetime.now(UTC).isoformat(timespec="minutes"),
+        data=_data(config, workspace, snapshot, manifest),
+        retrieval=_retrieval(config, RetrievalEvaluation(flat, evaluation.health, evaluation.reason), manifest),
+        scores=_scores(config, target),
+        lifecycle=_lifecycle(results["segment"], profiles),
+        embedding=_embedding(profiles),
+        interests=_interests(target) if has_interests else None,
+        stories=[_story(target, history, user, config) for user in stories.pick_users(_files(target), NUM_STORIES)],
+        artefacts=_artefacts(target),
+        limits=_limits(config, target, is_ordinal),
+        missing=missing,
+        config=config.model_dump(mode="json"),
+        config_digest=config.digest(),
+    )
+
+
+def _files(target: Folder) -> list[Folder]:
+    profiles = target / "profiles"
+    return [profiles / name for name in profiles.files() if name.endswith(".parquet")]
+
+
+def _profiles(target: Folder) -> pl.DataFrame:
+    """What the page needs of every profile."""
+    columns = ["user_id", "as_of", "is_cold", "segments", "interests", "embedding"]
+    frame = pl.from_arrow(pa.concat_tables([file.read_table(columns) for file in _files(target)]))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _data(config: SonderConfig, workspace: Workspace, snapshot: str, manifest: dict[str, Any]) -> DataFacts:
+    counts, is_ordinal = manifest["counts"], bool(manifest["is_ordinal"])
+    weeks: list[tuple[str, int]] = []
+    if not is_ordinal:
+        timelines = read_timelines(workspace.history(snapshot), Vocabulary.load(workspace.items(snapshot)))
+        weeks = events_per_week(timelines.times_us)
+    return DataFacts(
+        source=", ".join(config.events.paths),
+        rows_read=counts["rows_read"],
+        events=counts["events"],
+        users=counts["users"],
+        items=counts["items"],
+        quarantined=counts["quarantined"],
+        by_reason=counts["by_reason"],
+        first_event=None if is_ordinal else manifest["first_event"][:10],
+        last_event=None if is_ordinal else manifest["last_event"][:10],
+        is_ordinal=is_ordinal,
+        events_per_week=weeks,
+    )
+
+
+def _retrieval(
+    config: SonderConfig, evaluation: RetrievalEvaluation, manifest: dict[str, Any]
+) -> RetrievalFacts | None:
+    if not evaluation.metrics:
+        return None
+    if config.evaluation.protocol == "leave_one_out":
+        return RetrievalFacts(evaluation, "leave_one_out", "each user's last event", None)
+    days = config.evaluation.test_days
+    cutoff = datetime.fromisoformat(manifest["last_event"]) - timedelta(days=days)
+    return RetrievalFacts(evaluation, "temporal", f"{cutoff:%Y-%m-%d}", days)
+
+
+def promise_of(task: ScoreTask) -> str:
+    """Completes the sentence `the chance that a user …`."""
+    if task.churn:
+        return f"shows no activity for {task.within_days} days"
+    return f"does `{task.action}` within {task.within_days} days"
+
+
+def _scores(config: SonderConfig, target: Folder) -> list[ScoreFacts]:
+    refusals = {refusal.task: refusal for refusal in load_refusals(target / "scores")}
+    facts = []
+    for task in config.scores:
+        if refusal := refusals.get(task.name):
+            facts.append(ScoreFacts(task.name, promise_of(task), "", None, refusal.reason))
+            continue
+        tested = (target / "scores" / "test" / f"{task.name}.parquet").read_table()
+        labels, values = tested.column("label").to_numpy(), tested.column("value").to_numpy()
+        cutoff = tested.column("cutoff")[0].as_py() if tested.num_rows else None
+        quality = evaluate_score(labels.astype(np.int8), values)
+        facts.append(ScoreFacts(task.name, promise_of(task), f"{cutoff:%Y-%m-%d}" if cutoff else "", quality))
+    return facts
+
+
+def _lifecycle(segment: Mapping[str, Any], profiles: pl.DataFrame) -> LifecycleFacts:
+    thresholds = segment["thresholds"]
+    new, dormant = f"{thresholds['new_days']:g}", f"{thresholds['dormant_days']:g}"
+    core, casual = (f"{100 * thresholds[name]:.0f} %" for name in ("core_active_share", "casual_active_share"))
+    rules = {
+        "cold": "no event yet",
+        "new": f"first event less than {new} days ago",
+        "core": f"active on at least {core} of the last {dormant} days",
+        "casual": f"active on at least {casual} of the last {dormant} days",
+        "marginal": "active, but less than that",
+        "dormant": f"no event for {dormant} days or more",
+        "resurrected": f"came back less than {new} days ago, after {dormant} days or more",
+    }
+    as_of = profiles["as_of"].max()
+    assert isinstance(as_of, datetime)
+    return LifecycleFacts(as_of=f"{as_of:%Y-%m-%d}", counts=segment["lifecycle"], rules=rules)
+
+
+def _embedding(profiles: pl.DataFrame) -> EmbeddingSample | None:
+    """The vectors of a sample of the users who have one; None if nobody has."""
+    known = profiles.filter(~pl.col("is_cold"))
+    if known.is_empty():
+        return None
+    sample = known[sample_of_users(known["user_id"].to_arrow())]
+    return EmbeddingSample(
+        vectors_SD=np.asarray(sample["embedding"].to_list(), dtype=np.float32),
+        lifecycle=sample["segments"].struct.field("lifecycle").to_list(),
+        categories=sample["interests"].list.first().struct.field("category").to_list(),
+    )
+
+
+def _interests(target: Folder) -> InterestFacts:
+    folder = target / "interests"
+    files = [name for name in folder.files() if name.endswith(".parquet")]
+    return summarise_interests(pa.concat_tables([(folder / name).read_table() for name in files]))
+
+
+def _artefacts(target: Folder) -> list[Artefact]:
+    sizes: dict[str, int] = {}
+    for name in target.files():
+        top = name.split("/")[0]
+        sizes[top] = sizes.get(top, 0) + int(target.fs.size((target / name).path))
+    return [Artefact(name, what, sizes[name]) for name, what in WRITTEN.items() if name in sizes]
+
+
+def _limits(config: SonderConfig, target: Folder, is_ordinal: bool) -> list[str]:
+    limits = []
+    if is_ordinal:
+        limits.append("The log has an order and no dates: days, lifecycle and scores mean nothing in it.")
+    if config.evaluation.protocol == "temporal":
+        limits.append(
+            f"The encoder was trained on what lies before the last {config.evaluation.test_days} days, so that they"
+            " could test it; items that first appeared in them have no vector in this release."
+        )
+    return limits
+
+
+def _story(target: Folder, history: Folder, user_id: str, config: SonderConfig) -> Story:
+    told = stories.tell_story(target, history, user_id, release_id="", protocol=config.evaluation.protocol)
+    profile = told.profile
+    promises = {task.name: promise_of(task) for task in config.scores}
+    return Story(
+        user_id=user_id,
+        lifecycle=profile["segments"]["lifecycle"],
+        num_events=profile["num_events"],
+        first_event=f"{profile['first_seen']:%Y-%m-%d}",
+        last_event=f"{profile['last_seen']:%Y-%m-%d}",
+        events=[
+            StoryEvent(f"{moment.time:%Y-%m-%d %H:%M}", moment.action, moment.title or moment.item_id, moment.category)
+            for moment in reversed(told.timeline)
+        ],
+        interests=[
+            StoryInterest(i["title"] or i["medoid_item_id"], i["category"], i["weight"], i["state"], i["num_events"])
+            for i in profile["interests"]
+        ],
+        scores=[
+            StoryScore(s["name"], promises[s["name"]], s["value"], [d["reason"] for d in s["drivers"] or []])
+            for s in profile["scores"]
+        ],
+        recommendations=[item.title or item.item_id for item in told.recommendations],
+    )

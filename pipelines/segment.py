@@ -1,0 +1,177 @@
+"""Vectors, interests and lifecycle of every user at a point in time: one Ray Data task per history bucket.
+
+Writes target/{vectors,interests,segments}/bucket=NNN/part-0.parquet, and what the data decided beside them:
+segments/thresholds.json and interests/config.json, which the online path reads so that both decide alike.
+A bucket whose three files exist is not done again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.bucket_tasks import over_buckets
+from sonder.core import telemetry
+from sonder.core.config import InterestsConfig, SonderConfig
+from sonder.core.storage import Folder, read_manifest
+from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import Encoder, load_encoder, save_popularity
+from sonder.encoder.inference import embed_users
+from sonder.encoder.trend import decayed_counts
+from sonder.history.snapshot import buckets_of, read_timelines
+from sonder.history.timelines import Timelines
+from sonder.history.vocabulary import Vocabulary
+from sonder.interests.derive import derive_config
+from sonder.interests.ward import cluster_interests
+from sonder.segments.lifecycle import lifecycle_table
+from sonder.segments.thresholds import LifecycleThresholds, derive_thresholds
+
+THRESHOLDS_FILE = "thresholds.json"
+INTERESTS_FILE = "config.json"
+SAMPLE_USERS = 50_000  # what the data decides, it decides on about this many users: whole buckets, from the first
+PARTS = ("vectors", "interests", "segments")
+
+
+def write_popularity(
+    history: Folder, vocabulary: Vocabulary, encoder: Encoder, target: Folder, *, as_of_us: int
+) -> None:
+    """How popular each item is at `as_of`, bucket by bucket: the encoder itself knows it when its training ended."""
+    counts_I = np.zeros(vocabulary.num_items)
+    for bucket in buckets_of(history):
+        timelines = read_timelines(history, vocabulary, [bucket])
+        wanted = timelines.keep((vocabulary.weight_of(timelines.actions) > 0) & (timelines.items >= 0))
+        counts_I += decayed_counts(
+            wanted.items, wanted.times_us, len(counts_I), as_of_us=as_of_us, half_life_us=encoder.half_life_us
+        )
+    save_popularity(counts_I, target)
+
+
+def segment_users(
+    config: SonderConfig,
+    snapshot: str,
+    encoder_folder: Folder,
+    target: Folder,
+    *,
+    as_of_us: int,
+    num_workers: int | None = None,
+) -> dict[str, Any]:
+    """Segment everybody from the events before `as_of` -> counts: users, cold, interests, and users by lifecycle."""
+    history = Workspace.at(config.workspace).history(snapshot)
+    items = Workspace.at(config.workspace).items(snapshot)
+    vocabulary = Vocabulary.load(items)
+    with telemetry.stage("segment", snapshot=snapshot) as counts:
+        thresholds = derive_thresholds(read_sample(history, vocabulary), end_us=as_of_us, config=config.segments)
+        interests = derive_config(
+            config.interests, load_encoder(encoder_folder).item_vectors, vocabulary, as_of_us=as_of_us
+        )
+        (target / "segments" / THRESHOLDS_FILE).write_json(thresholds.to_dict())
+        (target / "interests" / INTERESTS_FILE).write_json(interests.model_dump(mode="json"))
+        arguments = {
+            "history": history.uri,
+            "items": items.uri,
+            "encoder": encoder_folder.uri,
+            "target": target.uri,
+            "as_of_us": as_of_us,
+            "thresholds": thresholds.to_dict(),
+            "interests": interests.model_dump(mode="json"),
+        }
+        summaries = over_buckets(SegmentBucket, arguments, bucket_numbers(history), num_workers=num_workers)
+        result = _total(summaries)
+        counts |= {name: result[name] for name in ("users", "cold", "interests")}
+    return result | {"thresholds": thresholds.to_dict(), "interests_config": interests.model_dump(mode="json")}
+
+
+class SegmentBucket:
+    """The bucket task: encoder, vocabulary and thresholds are loaded once, then used for every bucket."""
+
+    def __init__(
+        self,
+        history: str,
+        items: str,
+        encoder: str,
+        target: str,
+        as_of_us: int,
+        thresholds: Mapping[str, Any],
+        interests: Mapping[str, Any],
+    ) -> None:
+        self.history, self.target, self.as_of_us = Folder.at(history), Folder.at(target), as_of_us
+        self.vocabulary = Vocabulary.load(Folder.at(items))
+        self.encoder = load_encoder(Folder.at(encoder))
+        self.thresholds = LifecycleThresholds.from_dict(dict(thresholds))
+        self.interests = InterestsConfig.model_validate(interests)
+
+    def __call__(self, bucket: int) -> dict[str, Any]:
+        files = {part: part_file(self.target / part, bucket) for part in PARTS}
+        if not all(file.exists() for file in files.values()):
+            timelines = read_timelines(self.history, self.vocabulary, [bucket])
+            segmented = segment(timelines, self)
+            for part in PARTS:
+                files[part].write_table(getattr(segmented, part))
+        states = files["segments"].read_table(["lifecycle"]).column("lifecycle").to_pylist()
+        return {
+            "users": len(states),
+            "interests": files["interests"].read_table(["rank"]).num_rows,
+            "lifecycle": Counter(states),
+        }
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """The tables of a set of users."""
+
+    vectors: pa.Table  # user_id, vector
+    interests: pa.Table  # INTEREST_SCHEMA
+    segments: pa.Table  # LIFECYCLE_SCHEMA
+
+
+def segment(timelines: Timelines, task: SegmentBucket) -> Segmented:
+    """All three views of the same users at the same time."""
+    as_of_us = task.as_of_us
+    return Segmented(
+        vectors=vector_table(timelines.user_ids, embed_users(task.encoder, timelines, as_of_us=as_of_us)),
+        interests=cluster_interests(
+            timelines, task.encoder.item_vectors, task.vocabulary, as_of_us=as_of_us, config=task.interests
+        ),
+        segments=lifecycle_table(timelines, as_of_us=as_of_us, thresholds=task.thresholds),
+    )
+
+
+def vector_table(user_ids: pa.Array, vectors_UD: NDArray[np.float32]) -> pa.Table:
+    """user_id, vector list<float32>."""
+    offsets = pa.array(np.arange(len(vectors_UD) + 1) * vectors_UD.shape[1], pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, pa.array(vectors_UD.ravel(), pa.float32()))
+    return pa.table({"user_id": user_ids.cast(pa.string()), "vector": lists})
+
+
+def part_file(folder: Folder, bucket: int) -> Folder:
+    """File of one bucket of users below a folder of a release."""
+    return folder / f"bucket={bucket:03d}" / "part-0.parquet"
+
+
+def bucket_numbers(history: Folder) -> list[int]:
+    """Buckets of a snapshot that hold users, in order."""
+    return sorted(int(entry["bucket"]) for entry in read_manifest(history)["buckets"] if entry["users"])
+
+
+def read_sample(history: Folder, vocabulary: Vocabulary) -> Timelines:
+    """Whole buckets from the first, up to SAMPLE_USERS users: a bucket is a random draw of users, by their digest."""
+    entries = sorted(read_manifest(history)["buckets"], key=lambda entry: int(entry["bucket"]))
+    before = np.cumsum([0, *(entry["users"] for entry in entries)])[:-1]
+    chosen = [int(entry["bucket"]) for entry, users in zip(entries, before, strict=True) if users < SAMPLE_USERS]
+    return read_timelines(history, vocabulary, chosen)
+
+
+def _total(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    lifecycle = sum((Counter(summary["lifecycle"]) for summary in summaries), Counter())
+    return {
+        "users": sum(summary["users"] for summary in summaries),
+        "cold": lifecycle["cold"],
+        "interests": sum(summary["interests"] for summary in summaries),
+        "lifecycle": dict(sorted(lifecycle.items())),
+    }

@@ -1,0 +1,231 @@
+"""What the command line shows: tables and stories, with `rich`. Reads results, computes nothing.
+
+Every number names its protocol, its k and its cutoff; recall stands beside coverage.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from pipelines.story import Story
+from sonder.core.config import SonderConfig
+from sonder.core.workspace import Workspace
+from sonder.releases.registry import Registry
+
+MODELS = {"encoder": "Sonder encoder", "item_knn": "item-kNN (cosine)", "popularity": "popularity"}
+METRICS = {
+    "hr_at_10": "HR@10",
+    "ndcg_at_10": "NDCG@10",
+    "hr_at_10_unseen": "HR@10 new items",
+    "ndcg_at_10_unseen": "NDCG@10 new items",
+    "p90_coverage_at_10": "P90 coverage@10",
+}
+console = Console(highlight=False)
+
+
+def show_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ["no rows"]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(value)) if value is not None else "·" for value in row.values()))
+    console.print(table)
+
+
+def show_datasets() -> None:
+    from sonder.events.datasets import DATASETS, locate
+
+    console.print("Public logs that Sonder reads. None of them is part of Sonder.")
+    for dataset in DATASETS:
+        size = f"{dataset.num_events:,} events, {dataset.num_users:,} users, {dataset.num_items:,} items"
+        found = "[green]found here[/green]" if locate(dataset) else "not found here"
+        lines = (
+            f"\n[bold]{dataset.name}[/bold] · {escape(dataset.title)} · {found}",
+            f"  size     {size}",
+            f"  licence  {escape(dataset.licence)}",
+            f"  get      {escape(dataset.get)}",
+            f"  read     {escape(dataset.events_yaml)}",
+            f"  note     {escape(dataset.note)}",
+        )
+        for line in lines:
+            console.print(line, soft_wrap=True)
+
+
+def protocol_of(config: SonderConfig) -> str:
+    """The protocol in words, for the captions of all quality tables."""
+    if config.evaluation.protocol == "leave_one_out":
+        return "leave-one-out: each user's last item is the test, full ranking over all items"
+    return (
+        f"temporal: trained before the last {config.evaluation.test_days} days of the log, tested on them, full ranking"
+    )
+
+
+def show_quality(metrics: dict[str, float], config: SonderConfig) -> None:
+    table = Table(title=f"Retrieval · {protocol_of(config)}", title_justify="left")
+    table.add_column("model")
+    for label in METRICS.values():
+        table.add_column(label, justify="right")
+    for model, label in MODELS.items():
+        values = [metrics.get(f"retrieval.{model}.{metric}") for metric in METRICS]
+        if any(value is not None for value in values):
+            table.add_row(label, *("·" if value is None else f"{value:.4f}" for value in values))
+    console.print(table if table.row_count else "Retrieval was not measured; the report says why.")
+    _show_scores(metrics)
+
+
+def _show_scores(metrics: dict[str, float]) -> None:
+    names = sorted({key.split(".")[1] for key in metrics if key.startswith("scores.")})
+    if not names:
+        console.print("No score was learnt; the report says why.")
+        return
+    columns = ("auc", "pr_auc", "ece", "base_rate", "users")
+    table = Table(
+        title="Scores · tested on the label window that ends with the log; ECE over 15 equal-mass bins",
+        title_justify="left",
+    )
+    table.add_column("score")
+    for label in ("AUC", "PR-AUC", "ECE", "base rate", "users"):
+        table.add_column(label, justify="right")
+    for name in names:
+        values = [metrics.get(f"scores.{name}.{column}") for column in columns]
+        table.add_row(name, *(_number(value) for value in values))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "·"
+    return f"{value:,.0f}" if value == int(value) and abs(value) > 1 else f"{value:.4f}"
+
+
+def show_build(config: SonderConfig, release_id: str, config_file: Path) -> None:
+    workspace = Workspace.at(config.workspace)
+    manifest = Registry(workspace).show(release_id)
+    folder = workspace.release(release_id)
+    show_quality(manifest.metrics, config)
+    current = Registry(workspace).current()
+    rows = [
+        ("release", f"{folder}"),
+        ("report", f"{folder / 'report' / 'index.html'}"),
+        ("profiles", f"{folder / 'profiles'}/bucket=*/part-0.parquet"),
+        ("quarantine", f"{workspace.quarantine(manifest.snapshot)}"),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for name, path in rows:
+        grid.add_row(name, escape(path))
+    console.print(Panel(grid, title=f"Release {release_id}", title_align="left", expand=False))
+    if current is not None and current.release != release_id:
+        console.print(
+            f"Served is still {current.release}. Switch: sonder release promote {release_id} -c {config_file}"
+        )
+    console.print(f"Next: sonder serve -c {config_file} · sonder profile USER -c {config_file}", soft_wrap=True)
+
+
+def show_releases(registry: Registry) -> None:
+    current = registry.current()
+    table = Table(title="Releases", title_justify="left")
+    for name in ("", "release", "made", "users", "NDCG@10", "parent"):
+        table.add_column(name)
+    for manifest in registry.list():
+        ndcg = manifest.metrics.get("retrieval.encoder.ndcg_at_10")
+        served = "served" if current and current.release == manifest.id else ""
+        users = f"{manifest.metrics.get('data.users', 0):,.0f}"
+        table.add_row(served, manifest.id, manifest.created_at, users, _number(ndcg), manifest.parent or "·")
+    console.print(table if table.row_count else "No release yet. `sonder build` makes one.")
+
+
+def show_release(registry: Registry, release_id: str | None) -> None:
+    import orjson
+
+    current = registry.current()
+    chosen = release_id or (current.release if current else "")
+    console.print_json(orjson.dumps(registry.show(chosen).to_dict()).decode())
+
+
+def show_story(story: Story) -> None:
+    """One user on one screen."""
+    profile = story.profile
+    segments = profile["segments"]
+    head = (
+        f"[bold]{escape(segments['lifecycle'])}[/bold] · {profile['num_events']:,} events"
+        f" from {_day(profile['first_seen'])} to {_day(profile['last_seen'])} · release {story.release}"
+        f" · as of {_day(profile['as_of'])}"
+    )
+    parts: list[Any] = [head, _timeline(story), _interests(profile["interests"]), _scores(profile["scores"])]
+    parts.append(_recommendations(story))
+    console.print(Panel(Group(*parts), title=f"User {escape(story.user_id)}", title_align="left"))
+
+
+def _timeline(story: Story) -> Table:
+    table = Table(title=f"Newest {len(story.timeline)} events", title_justify="left", box=None)
+    for name, width in (("time", 16), ("action", 6), ("item", None), ("category", None), ("value", 6)):
+        justify: Any = "right" if name == "value" else "left"
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width, justify=justify)
+    for moment in story.timeline:
+        value = "" if moment.value is None else f"{moment.value:,.2f}"
+        name = escape(moment.title or moment.item_id)
+        table.add_row(f"{moment.time:%Y-%m-%d %H:%M}", moment.action, name, escape(moment.category or ""), value)
+    return table
+
+
+def _interests(interests: list[dict[str, Any]]) -> Table | str:
+    if not interests:
+        return "No interests: no event of this user says what it wants."
+    table = Table(title="Interests · Ward clusters of recent items, medoid item", title_justify="left", box=None)
+    for name, least, most in (("weight", 6, 10), ("medoid item", 12, 28), ("category", 12, 26), ("state", 7, 7)):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=least, max_width=most)
+    for name, width in (("events", 6), ("last", 8)):
+        table.add_column(name, no_wrap=True, min_width=width, justify="right")
+    for interest in interests:
+        bar = "█" * max(1, round(5 * interest["weight"]))
+        table.add_row(
+            f"{interest['weight']:.2f} {bar}",
+            escape(interest["title"] or interest["medoid_item_id"]),
+            escape(interest["category"] or "·"),
+            interest["state"],
+            str(interest["num_events"]),
+            f"{interest['recency_days']:.0f} d ago",
+        )
+    return table
+
+
+def _scores(scores: list[dict[str, Any]]) -> Table | str:
+    if not scores:
+        return "No scores: none was declared, or none could be learnt."
+    table = Table(title="Scores · calibrated probabilities; drivers in log-odds", title_justify="left", box=None)
+    for name in ("score", "value", "base rate", "drivers"):
+        table.add_column(name, overflow="fold")
+    for score in scores:
+        drivers = "\n".join(
+            f"{driver['contribution']:+.2f} {driver['reason'].split(': ', 1)[1]}" for driver in score["drivers"] or []
+        )
+        base_rate = "·" if score["base_rate"] is None else f"{score['base_rate']:.3f}"
+        table.add_row(score["name"], f"{score['value']:.3f}", base_rate, escape(drivers))
+    return table
+
+
+def _recommendations(story: Story) -> Table | str:
+    if not story.recommendations:
+        return "No recommendations: the user is cold."
+    table = Table(
+        title="Recommendations · new items by cosine with the user's vector, less what they lack in popularity",
+        title_justify="left",
+        box=None,
+    )
+    table.add_column("score", no_wrap=True, min_width=6)
+    for name in ("item", "category"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for item in story.recommendations:
+        table.add_row(f"{item.score:.3f}", escape(item.title or item.item_id), escape(item.category or "·"))
+    return table
+
+
+def _day(time: datetime | None) -> str:
+    return "never" if time is None else f"{time.astimezone(UTC):%Y-%m-%d}"

@@ -1,0 +1,203 @@
+"""Train the user encoder on a history snapshot with Ray Train: read, call the epoch loop of `sonder.encoder`, write.
+
+Each worker reads its share of the history buckets and averages gradients with the others (DDP on gloo). The state is
+a Ray Train checkpoint; the run's name is a digest of what it depends on, so the same call after a kill goes on where
+it was, and a worker that dies is replaced up to three times.
+Limits: with `num_workers=0` the same loop runs inside the calling process, without Ray and without resuming.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from pipelines.ray_runtime import ensure_ray, worker_errors
+from sonder.core import telemetry
+from sonder.core.config import SonderConfig
+from sonder.core.ids import digest_json
+from sonder.core.storage import Folder, read_manifest
+from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import save_encoder
+from sonder.encoder.categories import item_categories
+from sonder.encoder.checkpoint import TrainingState, load_state, save_state
+from sonder.encoder.holdout import count_eligible, hold_out
+from sonder.encoder.peers import Peers
+from sonder.encoder.specification import DataSummary, derive, summarise
+from sonder.encoder.training import Limits, TrainingRun
+from sonder.history.snapshot import read_timelines
+from sonder.history.timelines import MICROSECONDS_PER_DAY
+from sonder.history.vocabulary import Vocabulary
+
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+SECONDS_BETWEEN_LOOKS = 2.0
+MOST_FAILURES = 3
+PROGRESS_FILE = "progress.json"
+logger = logging.getLogger("sonder")
+
+
+def train_encoder(
+    config: SonderConfig, snapshot: str, target: Folder, *, cutoff_us: int | None, num_workers: int | None = None
+) -> dict[str, Any]:
+    """Train on the events before the cutoff (None: leave-one-out), write the encoder to `target` -> how it went.
+
+    `num_workers` overrides the configuration; 0 trains in this process.
+    """
+    num_workers = config.encoder.num_workers if num_workers is None else num_workers
+    sections = ("events", "evaluation", "encoder")
+    name = f"train-{digest_json([snapshot, config.digest(*sections), config.seed, cutoff_us])}"
+    if num_workers:
+        ensure_ray()
+    workspace = Workspace.at(config.workspace).root.uri  # workers have a working directory of their own
+    storage = Workspace.at(workspace).staging("training")
+    storage.fs.makedirs(storage.path, exist_ok=True)
+    with telemetry.stage("train", snapshot=snapshot, workers=num_workers) as counts:
+        trainer = TorchTrainer(
+            train_loop_per_worker,
+            train_loop_config={
+                "config": config.model_dump(mode="json") | {"workspace": workspace},
+                "snapshot": snapshot,
+                "cutoff_us": cutoff_us,
+                "cores_per_worker": max(_num_cores() // max(num_workers, 1), 1),
+                "progress": (storage / name / PROGRESS_FILE).uri,
+                "local_storage": (storage / name).path if num_workers == 0 else None,
+            },
+            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                name=name,
+                storage_path=storage.uri,
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                failure_config=FailureConfig(max_failures=MOST_FAILURES),
+            ),
+        )
+        with worker_errors(), _shown(storage / name / PROGRESS_FILE):
+            result = trainer.fit()
+        with result.checkpoint.as_directory() as directory:
+            state = load_state(Folder.at(directory))
+        metrics = _metrics(state)
+        save_encoder(state.encoder(), target, metrics=metrics)
+        (storage / name).remove()
+        counts |= {"epochs": metrics["epochs"], "best_epoch": metrics["best_epoch"]}
+    return metrics
+
+
+def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
+    """One worker: its buckets, the shared derivation, the epoch loop, a checkpoint every ten seconds of training."""
+    logging.getLogger("sonder").setLevel(logging.INFO)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(arguments["cores_per_worker"])
+    try:
+        run, limits = _prepare_run(arguments)
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as directory:
+                run.resume(load_state(Folder.at(directory)))
+        reporter = _Reporter(run, limits, arguments)
+        run.fit(limits, on_epoch=reporter)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _prepare_run(arguments: Mapping[str, Any]) -> tuple[TrainingRun, Limits]:
+    config, cutoff_us = SonderConfig.model_validate(arguments["config"]), arguments["cutoff_us"]
+    workspace, peers = Workspace.at(config.workspace), Peers.current()
+    history = workspace.history(arguments["snapshot"])
+    manifest = read_manifest(history)
+    vocabulary = Vocabulary.load(workspace.items(arguments["snapshot"]))
+    buckets = sorted(int(entry["bucket"]) for entry in manifest["buckets"])[peers.rank :: peers.world]
+    timelines = read_timelines(history, vocabulary, buckets)
+    window_us = config.evaluation.test_days * MICROSECONDS_PER_DAY
+    num_eligible = peers.sum_counts([count_eligible(timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us)])
+    holdout = hold_out(
+        timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us, num_eligible=int(num_eligible[0])
+    )
+    summary = DataSummary.from_vector(peers.sum_counts(summarise(holdout.visible, vocabulary).to_vector()))
+    spec = derive(
+        config.encoder,
+        config.evaluation,
+        vocabulary,
+        summary,
+        reads_time=not manifest["is_ordinal"],
+        seed=config.seed,
+    )
+    limits = Limits(config.encoder.max_epochs, config.encoder.patience, config.encoder.max_minutes)
+    return TrainingRun(spec, holdout, summary.targets, peers, categories=item_categories(vocabulary)), limits
+
+
+class _Reporter:
+    """Reports a checkpoint when enough time has gone by since the last one, and when the run is over."""
+
+    def __init__(self, run: TrainingRun, limits: Limits, arguments: Mapping[str, Any]) -> None:
+        self.limits, self.local_storage = limits, arguments["local_storage"]
+        self.progress = Folder.at(arguments["progress"])
+        self.reported_at_s = run.progress.seconds
+
+    def __call__(self, run: TrainingRun) -> None:
+        if run.peers.rank == 0:
+            self.progress.write_json(run.progress.history)
+        is_due = run.progress.seconds - self.reported_at_s >= SECONDS_BETWEEN_CHECKPOINTS
+        if not (is_due or run.is_finished(self.limits)):  # both are the same on every worker
+            return
+        self.reported_at_s = run.progress.seconds
+        metrics = dict(run.progress.history[-1])
+        if self.local_storage is not None:  # nobody copies the files away
+            save_state(run.state(), Folder.at(self.local_storage))
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(self.local_storage))
+        elif run.peers.rank > 0:
+            ray.train.report(metrics)
+        else:
+            with tempfile.TemporaryDirectory() as directory:
+                save_state(run.state(), Folder.at(directory))
+                ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
+
+
+@contextmanager
+def _shown(progress: Folder) -> Iterator[None]:
+    """Log each epoch that the workers, on whatever machine, have put into the progress file."""
+    ended = threading.Event()
+    shown = 0
+
+    def look() -> None:
+        nonlocal shown
+        epochs: list[dict[str, float]] = progress.read_json() if progress.exists() else []
+        for epoch in epochs[shown:]:
+            measured = " ".join(f"{key}={value:.4f}" for key, value in epoch.items() if key not in ("epoch", "seconds"))
+            logger.info("train: epoch %d: %s (%.1f s)", epoch["epoch"], measured, epoch["seconds"])
+        shown = max(shown, len(epochs))
+
+    def watch() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+        look()
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _metrics(state: TrainingState) -> dict[str, Any]:
+    progress = state.progress
+    return {
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "seconds": round(progress.seconds, 1),
+        "validation": progress.history[progress.best_epoch - 1],
+        "history": progress.history,
+    }
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

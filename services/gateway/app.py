@@ -1,0 +1,62 @@
+"""Binds the deployments into one Serve application: the only place where they meet.
+
+`build` is what `serve run` and `serve deploy` import (infra/serve/sonder.yaml) and what `sonder serve` starts.
+This module must not postpone annotations: Serve reads the type of `args` at run time, and with
+`from __future__ import annotations` it would pass a raw dict.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import BackpressureConfig
+
+from services.embedding.deployment import Embedding
+from services.gateway.deployment import Gateway
+from services.retrieval.deployment import Retrieval
+from services.scoring.deployment import Scoring
+from services.segmentation.deployment import Segmentation
+from sonder.core.workspace import Workspace
+from sonder.releases.artefacts import served_release
+from sonder.releases.registry import Registry
+
+# A stage computes one micro-batch at a time and keeps a few in its queue; more would only wait past their deadline.
+STAGE_OPTIONS: dict[str, Any] = {
+    "num_replicas": 1,
+    "max_ongoing_requests": 4,
+    "max_queued_requests": 32,
+    "max_surge_percent": 100,
+    "health_check_period_s": 5,
+    "health_check_timeout_s": 10,
+    "graceful_shutdown_timeout_s": 10,
+    "ray_actor_options": {"num_cpus": 0.25},
+}
+STAGES = {"embedding": Embedding, "segmentation": Segmentation, "scoring": Scoring, "retrieval": Retrieval}
+GATEWAY_OPTIONS: dict[str, Any] = {
+    **STAGE_OPTIONS,
+    "max_ongoing_requests": 512,
+    "max_queued_requests": 1024,
+    "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
+}
+
+
+class GatewayArgs(BaseModel):
+    """Arguments of the application, from the Serve config or `sonder serve`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workspace: str = Field(description="local folder or URI, the same on every node")
+    release: str | None = Field(None, description="the current one if not named")
+
+
+def build(args: GatewayArgs) -> Application:
+    """The application of one release: every deployment opens the same one."""
+    workspace = Workspace.at(args.workspace)
+    release = args.release or served_release(workspace)
+    Registry(workspace).show(release)  # a wrong id is told here, not in five constructors
+    where = {"workspace": workspace.root.uri, "release": release}
+    stages = {
+        name: serve.deployment(kind, name=name).options(**STAGE_OPTIONS).bind(**where) for name, kind in STAGES.items()
+    }
+    return serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS).bind(**where, **stages)

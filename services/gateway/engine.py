@@ -1,0 +1,259 @@
+"""What each route answers, without HTTP: one engine serves one release, and a new release is a new engine.
+
+Stored reads touch nothing but the store in this process. `?fresh=true`, recommendations and similar users go through
+the stages in micro-batches. Answers are ready bytes; every one carries `release`, `age_ms`, `as_of` and `computed_at`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from services.gateway.batcher import MicroBatcher
+from services.gateway.fresh import FreshPath, FreshProfile
+from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
+from services.warming import sample_batch
+from sonder.core.errors import StageUnavailable
+from sonder.profiles.packing import unpack_timelines
+from sonder.profiles.record import cold_profile, splice, to_json_records
+from sonder.profiles.store import ProfileStore, StoredProfile
+
+ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
+FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "scores", "embedding")
+MAX_ANSWERS = 100
+
+
+@dataclass(frozen=True)
+class ReleaseInfo:
+    """What the gateway knows of the release that it serves."""
+
+    id: str
+    created_at_us: int
+    as_of_us: int
+    summary: dict[str, Any]  # answered by /v1/release
+    base_rates: Mapping[str, float]  # of each score, what a cold user gets
+    popular: tuple[FoundItem, ...]  # the first rows of the item table: by falling number of events
+
+
+class _Query(NamedTuple):
+    user_id: str
+    vector: bytes
+    seen: bytes
+    k: int
+
+
+def now_us() -> int:
+    """The wall clock: for ages and `computed_at`, never for what is computed."""
+    return time.time_ns() // 1000
+
+
+class Engine:
+    """One release, its store and its stages."""
+
+    def __init__(
+        self,
+        release: ReleaseInfo,
+        store: ProfileStore,
+        stages: Stages,
+        *,
+        budget_s: float = 2.0,
+        clock_us: Callable[[], int] = now_us,
+    ) -> None:
+        self._release, self._store, self._stages = release, store, stages
+        self._budget_s, self._clock_us = budget_s, clock_us
+        self._have_answered = False  # every stage, once
+        self._fresh_path = FreshPath(
+            stages,
+            base_rates=release.base_rates,
+            as_of_us=release.as_of_us,
+            max_events=store.metadata().max_events,
+            budget_s=budget_s,
+        )
+        nobody = cold_profile("", base_rates=release.base_rates, as_of_us=release.as_of_us)
+        template = to_json_records(nobody, computed_at_us=release.created_at_us)[0]
+        self._cold_tail = template.removeprefix(b'{"user_id":""')
+        self._fresh = MicroBatcher(self._compute_fresh, max_batch=128)
+        self._recommend = MicroBatcher(self._find_items)
+        self._similar = MicroBatcher(self._find_users)
+
+    # -- stored reads ---------------------------------------------------------------------------------------------
+
+    def profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
+        """The stored profile; the declared cold one for a user whom the release does not know."""
+        stored = self._store.get(user_id)
+        return self._answer(self._cold(user_id) if stored is None else stored, fields)
+
+    def profiles(self, user_ids: Sequence[str]) -> bytes:
+        """Stored profiles in the order asked for."""
+        found = self._store.batch_get(user_ids)
+        answers = [
+            self._answer(self._cold(user_id) if stored is None else stored, None)
+            for user_id, stored in zip(user_ids, found, strict=True)
+        ]
+        return b'{"release":"%b","profiles":[%b]}' % (self._release.id.encode(), b",".join(answers))
+
+    def explanation(self, user_id: str) -> bytes:
+        """Why the profile says what it says: drivers of each score, evidence of each interest and of the lifecycle."""
+        answer = orjson.loads(self.profile(user_id))
+        reasons = [_explain_score(score) for score in answer["scores"]]
+        reasons += [_explain_interest(interest) for interest in answer["interests"]]
+        kept = {name: answer[name] for name in ("release", "age_ms", *ENVELOPE, "segments", "scores", "interests")}
+        return orjson.dumps({**kept, "reasons": reasons})
+
+    def release(self) -> bytes:
+        return orjson.dumps(self._release.summary)
+
+    def close(self) -> None:
+        """Close the store; nothing is answered afterwards."""
+        self._store.close()
+
+    async def is_ready(self) -> bool:
+        """The store is of this release and every stage has answered, in time, once since the start.
+
+        Later failures of a stage degrade answers and say so; they are no reason to stop asking this gateway.
+        """
+        if self._store.metadata().release != self._release.id:
+            return False
+        if not self._have_answered:
+            try:
+                await self._ask_every_stage()
+            except StageUnavailable:
+                return False
+            self._have_answered = True
+        return True
+
+    async def _ask_every_stage(self) -> None:
+        """The first calls also connect this gateway to the other deployments."""
+        user_ids, timelines = sample_batch(self._release.as_of_us)
+        batch, deadline = HistoryBatch(user_ids, timelines, self._release.as_of_us), self._deadline(0.0)
+        vectors, _ = await asyncio.gather(
+            self._stages.embed(batch, deadline=deadline), self._stages.segment(batch, deadline=deadline)
+        )
+        await asyncio.gather(
+            self._stages.score(batch, vectors, deadline=deadline),
+            self._stages.recommend(vectors, timelines, 1, deadline=deadline),
+            self._stages.similar(user_ids, vectors, 1, deadline=deadline),
+        )
+
+    # -- through the stages ---------------------------------------------------------------------------------------
+
+    async def fresh_profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
+        """The profile computed now; parts that could not be are the stored ones, and `degraded` says so."""
+        stored = self._store.get(user_id)
+        if stored is None:
+            return self._answer(self._cold(user_id), fields)
+        try:
+            fresh = await self._fresh.submit((user_id, stored))
+        except StageUnavailable as error:
+            missing = {"stage": "gateway", "reason": error.found, "instead": "the stored profile"}
+            return self._answer(stored, fields, (missing,))
+        computed = StoredProfile(fresh.computed_at_us, fresh.body, fresh.embedding, b"")
+        return self._answer(computed, fields, fresh.degraded)
+
+    async def recommendations(self, user_id: str, *, k: int, seen: bool) -> bytes:
+        """Nearest items, without those of the history unless `seen`; popular ones for a cold user, and marked so."""
+        stored = self._store.get(user_id) or self._cold(user_id)
+        degraded: tuple[dict[str, Any], ...] = ()
+        found: list[FoundItem] = []
+        if stored.embedding:
+            try:
+                query = _Query(user_id, stored.embedding, b"" if seen else stored.timeline, k)
+                found = await self._recommend.submit(query)
+            except StageUnavailable as error:
+                degraded = ({"stage": "retrieval", "reason": error.found, "instead": "popular items"},)
+        fallback = None if found else "popular"
+        items = found or self._popular(stored.timeline if not seen else b"", k)
+        ranked = [
+            {"rank": rank, "item_id": i.item_id, "title": i.title, "category": i.category, "score": i.score}
+            for rank, i in enumerate(items, 1)
+        ]
+        return self._parts_answer(stored, {"fallback": fallback, "recommendations": ranked}, degraded)
+
+    async def similar(self, user_id: str, *, k: int) -> bytes:
+        """Nearest other users; none for a cold user."""
+        stored = self._store.get(user_id) or self._cold(user_id)
+        degraded: tuple[dict[str, Any], ...] = ()
+        found: list[FoundUser] = []
+        if stored.embedding:
+            try:
+                found = await self._similar.submit(_Query(user_id, stored.embedding, b"", k))
+            except StageUnavailable as error:
+                degraded = ({"stage": "retrieval", "reason": error.found, "instead": "no users"},)
+        users = [{"user_id": user.user_id, "similarity": user.similarity} for user in found]
+        return self._parts_answer(stored, {"similar": users}, degraded)
+
+    async def _compute_fresh(self, batch: Sequence[tuple[str, StoredProfile]], waited_s: float) -> list[FreshProfile]:
+        return await self._fresh_path.compute(batch, waited_s, now_us=self._clock_us())
+
+    async def _find_items(self, batch: Sequence[_Query], waited_s: float) -> list[list[FoundItem]]:
+        k = max(query.k for query in batch)
+        seen = [query.seen for query in batch]
+        rows = await self._stages.recommend(_vectors(batch), seen, k, deadline=self._deadline(waited_s))
+        return [row[: query.k] for row, query in zip(rows, batch, strict=True)]
+
+    async def _find_users(self, batch: Sequence[_Query], waited_s: float) -> list[list[FoundUser]]:
+        k = max(query.k for query in batch)
+        ids = [query.user_id for query in batch]
+        rows = await self._stages.similar(ids, _vectors(batch), k, deadline=self._deadline(waited_s))
+        return [row[: query.k] for row, query in zip(rows, batch, strict=True)]
+
+    def _deadline(self, waited_s: float) -> float:
+        return asyncio.get_running_loop().time() + self._budget_s - waited_s
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def _answer(
+        self, stored: StoredProfile, fields: Sequence[str] | None, degraded: Sequence[dict[str, Any]] = ()
+    ) -> bytes:
+        body = stored.body
+        if fields is not None:
+            content = orjson.loads(body)
+            if "embedding" in fields:
+                content["embedding"] = np.frombuffer(stored.embedding, dtype="<f4") if stored.embedding else None
+            kept = {name: content[name] for name in (*ENVELOPE, *(name for name in FIELDS if name in fields))}
+            body = orjson.dumps(kept, option=orjson.OPT_SERIALIZE_NUMPY)
+        if degraded:
+            body = b'{"degraded":%b,%b' % (orjson.dumps(list(degraded)), body[1:])
+        return splice(body, release=self._release.id, computed_at_us=stored.computed_at_us, now_us=self._clock_us())
+
+    def _parts_answer(
+        self, stored: StoredProfile, content: Mapping[str, Any], degraded: Sequence[dict[str, Any]]
+    ) -> bytes:
+        """The envelope of a profile around something that is not part of it."""
+        envelope = self._answer(stored, (), degraded)
+        return b"%b,%b" % (envelope[:-1], orjson.dumps(content)[1:])
+
+    def _cold(self, user_id: str) -> StoredProfile:
+        body = b'{"user_id":%b%b' % (orjson.dumps(user_id), self._cold_tail)
+        return StoredProfile(self._release.created_at_us, body, b"", b"")
+
+    def _popular(self, timeline: bytes, k: int) -> list[FoundItem]:
+        seen = set(unpack_timelines(["user"], [timeline]).items.tolist())
+        return [item for index, item in enumerate(self._release.popular) if index not in seen][:k]
+
+
+def _vectors(batch: Sequence[_Query]) -> NDArray[np.float32]:
+    return np.frombuffer(b"".join(query.vector for query in batch), dtype="<f4").reshape(len(batch), -1)
+
+
+def _explain_score(score: Mapping[str, Any]) -> str:
+    told = f"{score['name']} is {score['value']:.3f}"
+    if score["base_rate"]:
+        told += f", {score['value'] / score['base_rate']:.1f} times the base rate of {score['base_rate']:.3f}"
+    drivers = ", ".join(f"{driver['reason']} ({driver['contribution']:+.2f})" for driver in score["drivers"])
+    return f"{told}; mostly because: {drivers}." if drivers else f"{told}."
+
+
+def _explain_interest(interest: Mapping[str, Any]) -> str:
+    name = interest["title"] or interest["medoid_item_id"]
+    return (
+        f"Interest {interest['rank']} ({interest['weight']:.0%}): {interest['num_events']} events around {name}, "
+        f"the last {interest['recency_days']:.0f} days before as_of; {interest['state']}."
+    )

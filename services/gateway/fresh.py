@@ -1,0 +1,151 @@
+"""A profile computed now: history from the store, through embedding, segmentation and scoring, into one record.
+
+Segmentation needs only the history, so it runs beside embedding -> scoring. A stage that fails or is late takes its
+part of the answer with it, and nothing else: the stored part stands in, and `degraded` names stage and reason.
+The same `assemble_profiles` made the stored profile, so without new events the fresh one equals it.
+Time: `as_of` is the release's watermark (no event after it has been accepted), not the wall clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from services.gateway.stages import HistoryBatch, Stages
+from sonder.core.errors import StageUnavailable
+from sonder.profiles.packing import EVENT_BYTES, unpack_timelines
+from sonder.profiles.record import StageOutputs, assemble_profiles, embeddings_of, to_json_records
+from sonder.profiles.store import StoredProfile
+
+T = TypeVar("T")
+_PARTS = {  # what a stage fills in a profile's JSON
+    "embedding": ("is_cold", "cold_reason"),
+    "segmentation": ("segments", "interests"),
+    "scoring": ("scores",),
+}
+
+
+@dataclass(frozen=True)
+class FreshProfile:
+    """One user's profile of this moment, in the parts of a stored one."""
+
+    computed_at_us: int
+    body: bytes
+    embedding: bytes
+    degraded: tuple[dict[str, Any], ...]  # stage, reason, instead
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """What the stages answered for a batch; a StageUnavailable where one did not."""
+
+    vectors: NDArray[np.float32] | StageUnavailable
+    segmentation: tuple[pa.Table, pa.Table] | StageUnavailable
+    scores: pa.Table | StageUnavailable
+
+    @property
+    def failures(self) -> dict[str, StageUnavailable]:
+        parts = {"embedding": self.vectors, "segmentation": self.segmentation, "scoring": self.scores}
+        return {name: part for name, part in parts.items() if isinstance(part, StageUnavailable)}
+
+    def outputs(self, user_ids: list[str]) -> StageOutputs:
+        """The answers as tables; None for a stage that failed."""
+        tables = (None, None) if isinstance(self.segmentation, StageUnavailable) else self.segmentation
+        vectors = None if isinstance(self.vectors, StageUnavailable) else vector_table(user_ids, self.vectors)
+        scores = None if isinstance(self.scores, StageUnavailable) else self.scores
+        return StageOutputs(vectors=vectors, interests=tables[0], segments=tables[1], scores=scores)
+
+
+class FreshPath:
+    """Computes micro-batches of fresh profiles; holds no state of its own."""
+
+    def __init__(
+        self, stages: Stages, *, base_rates: Mapping[str, float], as_of_us: int, max_events: int, budget_s: float
+    ) -> None:
+        self._stages, self._base_rates = stages, base_rates
+        self._as_of_us, self._max_events, self._budget_s = as_of_us, max_events, budget_s
+
+    async def compute(
+        self, batch: Sequence[tuple[str, StoredProfile]], waited_s: float, *, now_us: int
+    ) -> list[FreshProfile]:
+        """Fresh profiles of the batch's users, in order; the waiting in the queue counts into the time budget."""
+        deadline = asyncio.get_running_loop().time() + self._budget_s - waited_s
+        stored = dict(batch)  # a user asked for twice at the same moment is computed once
+        histories = HistoryBatch(list(stored), [profile.timeline for profile in stored.values()], self._as_of_us)
+        composed = await self._compose(histories, deadline)
+        fresh = await asyncio.to_thread(self._assemble, stored, histories, composed, now_us)
+        return [fresh[user_id] for user_id, _ in batch]
+
+    async def _compose(self, histories: HistoryBatch, deadline: float) -> _Composed:
+        """Segmentation beside embedding and then scoring."""
+        segmentation, (vectors, scores) = await asyncio.gather(
+            _outcome(self._stages.segment(histories, deadline=deadline)), self._embed_and_score(histories, deadline)
+        )
+        return _Composed(vectors, segmentation, scores)
+
+    async def _embed_and_score(
+        self, histories: HistoryBatch, deadline: float
+    ) -> tuple[NDArray[np.float32] | StageUnavailable, pa.Table | StageUnavailable]:
+        vectors = await _outcome(self._stages.embed(histories, deadline=deadline))
+        if isinstance(vectors, StageUnavailable):
+            return vectors, StageUnavailable("scoring needs the embedding, which is missing")
+        return vectors, await _outcome(self._stages.score(histories, vectors, deadline=deadline))
+
+    def _assemble(
+        self, stored: Mapping[str, StoredProfile], histories: HistoryBatch, composed: _Composed, now_us: int
+    ) -> dict[str, FreshProfile]:
+        timelines = unpack_timelines(histories.user_ids, histories.timelines).before(self._as_of_us)
+        outputs = composed.outputs(histories.user_ids)
+        profiles = assemble_profiles(timelines, outputs, base_rates=self._base_rates, as_of_us=self._as_of_us)
+        bodies = to_json_records(profiles, computed_at_us=now_us)
+        embeddings = embeddings_of(profiles)
+        failures = composed.failures
+        fresh = {}
+        for (user_id, kept), body, embedding in zip(stored.items(), bodies, embeddings, strict=True):
+            is_cut = len(kept.timeline) >= self._max_events * EVENT_BYTES
+            fresh[user_id] = FreshProfile(
+                now_us,
+                _with_stand_ins(body, kept.body, failures) if failures else body,
+                kept.embedding if "embedding" in failures else embedding,
+                (*_reasons(failures), *self._cut_history(is_cut)),
+            )
+        return fresh
+
+    def _cut_history(self, is_cut: bool) -> tuple[dict[str, Any], ...]:
+        reason = f"only the newest {self._max_events} events of this user are kept online"
+        return ({"stage": "history", "reason": reason, "instead": "computed from those"},) if is_cut else ()
+
+
+def vector_table(user_ids: Sequence[str], vectors_UD: NDArray[np.float32]) -> pa.Table:
+    """Vectors as the stages' table: user_id, vector."""
+    offsets = np.arange(0, vectors_UD.size + 1, vectors_UD.shape[1], dtype=np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors_UD.reshape(-1), pa.float32()))
+    return pa.table({"user_id": pa.array(user_ids, pa.string()), "vector": lists})
+
+
+async def _outcome(call: Awaitable[T]) -> T | StageUnavailable:
+    try:
+        return await call
+    except StageUnavailable as error:
+        return error
+
+
+def _reasons(failures: Mapping[str, StageUnavailable]) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"stage": stage, "reason": error.found, "instead": "the stored values"} for stage, error in failures.items()
+    )
+
+
+def _with_stand_ins(body: bytes, stored: bytes, failures: Mapping[str, StageUnavailable]) -> bytes:
+    """The fresh body with the parts of failed stages from the stored one."""
+    fresh, kept = orjson.loads(body), orjson.loads(stored)
+    for stage in failures:
+        fresh.update({name: kept[name] for name in _PARTS[stage]})
+    return orjson.dumps(fresh)

@@ -1,0 +1,204 @@
+"""The HTTP application around an engine: routes, validation, OpenAPI. Knows nothing of Ray Serve.
+
+Handlers read `app.state.engine` at each request, so a new release is served from one assignment on. Answers are the
+engine's bytes; the response models only describe them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import sonder
+from services.gateway import problems, schemas
+from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
+from services.gateway.schemas import PathUserId
+from sonder.core.errors import NotReady
+
+_JSON = "application/json"
+
+
+def _check_fields(fields: str | None) -> str | None:
+    unknown = [name for name in (fields or "").split(",") if fields is not None and name not in FIELDS]
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0][:64]!r}, expected some of {','.join(FIELDS)}")
+    return fields
+
+
+Fields = Annotated[
+    str | None, AfterValidator(_check_fields), Query(description="comma-separated: " + ", ".join(FIELDS))
+]
+Count = Annotated[int, Query(ge=1, le=MAX_ANSWERS)]
+
+
+def _problem_response(description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+
+
+_INVALID: dict[int | str, dict[str, Any]] = {422: _problem_response("The request is malformed")}
+_UNREADY: dict[int | str, dict[str, Any]] = {503: _problem_response("No release is loaded yet")}
+_TOO_LARGE: dict[int | str, dict[str, Any]] = {413: _problem_response("The body is too large")}
+
+users = APIRouter(prefix="/v1", tags=["users"], responses={**_INVALID, **_UNREADY})
+operations = APIRouter(tags=["operations"])
+
+
+def create_app(engine: Engine | None) -> FastAPI:
+    """The application; without an engine it answers 503 until `app.state.engine` is assigned."""
+    app = FastAPI(
+        title="Sonder",
+        version=sonder.__version__,
+        redirect_slashes=False,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.engine = engine
+    app.include_router(users)
+    app.include_router(operations)
+    problems.install(app)
+    app.add_middleware(EncodedPath)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+class EncodedPath:
+    """Routes on the path as it was sent, percent-encoded, so that a user id may hold a slash (schemas.PathUserId)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if b"%" in scope.get("raw_path", b""):
+            scope["path"] = scope["raw_path"].decode("ascii", "replace")
+        await self._app(scope, receive, send)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _engine(request: Request) -> Engine:
+    engine: Engine | None = request.app.state.engine
+    if engine is None:
+        raise NotReady("No release is loaded yet", do="Try again shortly.")
+    return engine
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type=_JSON)
+
+
+def _names(fields: str | None) -> list[str] | None:
+    return None if fields is None else fields.split(",")
+
+
+@users.get("/users/{user_id}", response_model=schemas.Profile)
+async def read_profile(request: Request, user_id: PathUserId, fields: Fields = None, fresh: bool = False) -> Response:
+    """The stored profile at once, or with `fresh` one computed now. An unknown user gets the declared cold profile."""
+    engine = _engine(request)
+    if fresh:
+        return _json(await engine.fresh_profile(user_id, _names(fields)))
+    return _json(engine.profile(user_id, _names(fields)))
+
+
+@users.post("/users:batchGet", response_model=schemas.Profiles, responses=_TOO_LARGE)
+async def read_profiles(request: Request, asked: schemas.BatchGetRequest) -> Response:
+    """Stored profiles of up to 1,000 users, in the order asked for."""
+    return _json(_engine(request).profiles(asked.user_ids))
+
+
+@users.get("/users/{user_id}/embedding", response_model=schemas.EmbeddingAnswer)
+async def read_embedding(request: Request, user_id: PathUserId) -> Response:
+    """The user's vector; null for a cold user."""
+    return _json(_engine(request).profile(user_id, ["embedding"]))
+
+
+@users.get("/users/{user_id}/interests", response_model=schemas.InterestsAnswer)
+async def read_interests(request: Request, user_id: PathUserId) -> Response:
+    """What the user is interested in, strongest first."""
+    return _json(_engine(request).profile(user_id, ["interests"]))
+
+
+@users.get("/users/{user_id}/segments", response_model=schemas.SegmentsAnswer)
+async def read_segments(request: Request, user_id: PathUserId) -> Response:
+    """Where the user stands in the lifecycle."""
+    return _json(_engine(request).profile(user_id, ["segments"]))
+
+
+@users.get("/users/{user_id}/scores", response_model=schemas.ScoresAnswer)
+async def read_scores(request: Request, user_id: PathUserId) -> Response:
+    """Calibrated probabilities of what the user will do next, with their drivers."""
+    return _json(_engine(request).profile(user_id, ["scores"]))
+
+
+@users.get("/users/{user_id}/explanation", response_model=schemas.ExplanationAnswer)
+async def read_explanation(request: Request, user_id: PathUserId) -> Response:
+    """Why the profile says what it says."""
+    return _json(_engine(request).explanation(user_id))
+
+
+@users.get("/users/{user_id}/recommendations", response_model=schemas.RecommendationsAnswer)
+async def read_recommendations(request: Request, user_id: PathUserId, k: Count = 10, seen: bool = False) -> Response:
+    """Items nearest to the user; those of the history only with `seen`. Popular items, marked so, for a cold user."""
+    return _json(await _engine(request).recommendations(user_id, k=k, seen=seen))
+
+
+@users.get("/users/{user_id}/similar", response_model=schemas.SimilarAnswer)
+async def read_similar(request: Request, user_id: PathUserId, k: Count = 10) -> Response:
+    """Users nearest to the user."""
+    return _json(await _engine(request).similar(user_id, k=k))
+
+
+@operations.get("/v1/release", response_model=schemas.ReleaseAnswer, responses=_UNREADY)
+async def read_release(request: Request) -> Response:
+    """The release that answers come from."""
+    return _json(_engine(request).release())
+
+
+@operations.get("/healthz", response_model=schemas.Health)
+async def read_health() -> Response:
+    """The process is alive."""
+    return _json(b'{"status":"ok"}')
+
+
+@operations.get("/readyz", response_model=schemas.Health, responses=_UNREADY)
+async def read_readiness(request: Request) -> Response:
+    """A release is loaded, its store matches it, and every stage has answered."""
+    if not await _engine(request).is_ready():
+        raise NotReady(
+            "The online store is not of the served release, or a stage has not answered yet", do="Try again shortly."
+        )
+    return _json(b'{"status":"ok"}')
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's schema with problem documents in place of its own validation errors."""
+    if app.openapi_schema is None:
+        promise = (sonder.__doc__ or "").splitlines()[0]
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes, description=promise)
+        components = schema["components"]["schemas"]
+        components.pop("HTTPValidationError", None)
+        components.pop("ValidationError", None)
+        problem = schemas.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(problem.pop("$defs"), Problem=problem)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def openapi_json() -> bytes:
+    """The contract as docs/openapi.json keeps it: `python -m services.gateway.http > docs/openapi.json`."""
+    return orjson.dumps(create_app(None).openapi(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(openapi_json())

@@ -1,0 +1,46 @@
+"""A published release and stages -> an engine: what the gateway's constructor does, without Ray."""
+
+from __future__ import annotations
+
+from services.gateway.engine import Engine, ReleaseInfo
+from services.gateway.stages import FoundItem, Stages
+from sonder.events.contract import Col
+from sonder.history.vocabulary import Vocabulary
+from sonder.profiles.record import iso_time
+from sonder.releases.artefacts import Release
+
+NUM_POPULAR = 2_000  # enough that a user who has seen many of them still gets a list
+
+
+def open_engine(release: Release, stages: Stages) -> Engine:
+    """Open the release's store, loading it where this machine has none yet, and put an engine in front of it."""
+    store = release.open_store()
+    return Engine(describe(release, num_profiles=store.metadata().num_profiles), store, stages)
+
+
+def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:
+    """What the engine answers of a release without asking a stage."""
+    manifest = release.manifest
+    items = Vocabulary.load(release.items).items.slice(0, NUM_POPULAR)  # item_index follows falling popularity
+    columns = [items.column(name).to_pylist() for name in (Col.ITEM_ID, Col.TITLE, Col.CATEGORY)]
+    rows = zip(*columns, strict=True)
+    popular = tuple(FoundItem(item_id, title, category, None) for item_id, title, category in rows)
+    summary = {
+        "release": manifest.id,
+        "created_at": manifest.created_at,
+        "as_of": iso_time(manifest.as_of_us),
+        "parent": manifest.parent,
+        "code_version": manifest.code_version,
+        "snapshot": manifest.snapshot,
+        "config_digest": manifest.config_digest,
+        "num_profiles": num_profiles,
+        "metrics": manifest.metrics,
+    }
+    return ReleaseInfo(
+        id=manifest.id,
+        created_at_us=manifest.created_at_us,
+        as_of_us=manifest.as_of_us,
+        summary=summary,
+        base_rates=release.base_rates(),
+        popular=popular,
+    )

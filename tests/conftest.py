@@ -1,0 +1,62 @@
+"""What all tests share: one small Ray for the session, and the folder of real logs if there is one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sonder.core.config import load
+from sonder.core.loopback import LOOPBACK_ENVIRONMENT
+from tests.built import BuiltWorld, write_small_world
+
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.update(LOOPBACK_ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray of four logical CPUs; tests that use it carry the mark `ray`."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        pytest.fail("RAY_ADDRESS is set; the tests start a Ray of their own and must not touch yours. Unset it.")
+    with tempfile.TemporaryDirectory(prefix="ray") as temp:  # short: socket paths end at 107 characters
+        ray.init(
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=400_000_000,
+            _temp_dir=temp,
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real logs for development; the project works without them."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real logs at {folder}: they are not part of the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> BuiltWorld:
+    """A small world and its promoted release, made by the real build."""
+    from pipelines.build import build
+    from sonder.core.workspace import Workspace
+    from sonder.releases.registry import Registry
+
+    config_file, overrides = write_small_world(tmp_path_factory.mktemp("world"))
+    release_id = build(load(config_file, overrides))
+    registry = Registry(Workspace.at(load(config_file, overrides).workspace))
+    registry.promote(release_id, reason="test")
+    return BuiltWorld(config_file, overrides, release_id)

@@ -1,0 +1,93 @@
+"""The README's own commands, run as written in an empty folder on a log that Sonder did not make the names of."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from sonder.client import Client
+
+ROOT = Path(__file__).parents[2]
+SONDER = Path(sys.executable).parent / "sonder"
+COMMAND = re.compile(r"^\.venv/bin/sonder (.+?)(?:\s+#.*)?$", flags=re.MULTILINE)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `shop.csv`: the events of a small world under other names, one row in fifty spoilt."""
+    from sonder.core.storage import Folder
+    from sonder.events.synthetic import WorldConfig, write_world
+
+    folder = tmp_path_factory.mktemp("afternoon")
+    write_world(WorldConfig(num_users=300, num_days=90, seed=3), Folder.at(str(folder / "world")))
+    events = pl.read_parquet(str(folder / "world" / "events" / "*.parquet"))
+    rows = pl.int_range(pl.len())
+    events.select(
+        customer="user_id",
+        product="item_id",
+        what="action",
+        when=pl.when(rows % 200 == 7)
+        .then(pl.lit("soon"))
+        .otherwise(pl.col("timestamp").dt.to_string("%Y-%m-%d %H:%M:%S")),
+        price="value",
+    ).write_csv(folder / "shop.csv")
+    return folder
+
+
+def sonder(place: Path, command: str, timeout_s: float = 540) -> str:
+    done = subprocess.run(
+        [SONDER, *command.split()], cwd=place, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_an_afternoon_with_ones_own_log(place: Path) -> None:
+    commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [command.split()[0] for command in commands] == ["init", "build", "profile", "serve", "submit"]
+    init, build, profile, serve, _ = commands  # tests/pipelines/test_submit.py submits
+
+    shown = sonder(place, init.replace("LOG", "shop.csv"))
+    assert "customer" in (place / "sonder.yaml").read_text(encoding="utf-8")
+    assert "u0" in shown
+    config = yaml.safe_load((place / "sonder.yaml").read_text(encoding="utf-8"))
+    config["encoder"] = {"max_epochs": 1}  # the only thing that the afternoon has more of than this test
+    (place / "sonder.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    built = sonder(place, build)
+    assert "item-kNN" in built
+    users = pl.read_parquet(str(place / "workspace" / "releases" / "r-*" / "profiles" / "*" / "*.parquet"))
+    user_id = users.sort("num_events")["user_id"][-1]
+    assert f"User {user_id}" in sonder(place, profile.replace("USER", user_id))
+    assert sonder(place, build) == built  # at once, and the same
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [SONDER, *serve.split(), "--port", str(port)]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            with Client(f"http://127.0.0.1:{port}") as client:
+                deadline = time.monotonic() + 180
+                while not client.is_ready():
+                    assert server.poll() is None, server.communicate()[1][-3000:]
+                    assert time.monotonic() < deadline, "not ready within three minutes"
+                    time.sleep(0.5)
+                assert client.profile(user_id)["user_id"] == user_id
+                assert len(client.recommendations(user_id, k=3)["recommendations"]) == 3
+        finally:
+            server.send_signal(signal.SIGINT)
+            _, told = server.communicate(timeout=120)
+    assert server.returncode in (0, 130), told[-2000:]
+    assert "Traceback" not in told

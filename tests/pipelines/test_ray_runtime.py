@@ -1,0 +1,123 @@
+"""What goes wrong in a worker reaches the command line as one sentence, with all its parts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from pipelines.bucket_tasks import over_buckets
+from pipelines.cli import main
+from pipelines.ray_runtime import worker_errors
+from sonder.core.errors import ArtefactMismatch, ConfigurationError, DataError
+
+pytestmark = pytest.mark.ray
+
+
+class Failing:
+    """A bucket task that fails at one bucket."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, bucket: int) -> dict[str, Any]:
+        if bucket == 1:
+            raise self.error
+        return {"bucket": bucket}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_of_a_bucket_task_comes_out_whole(ray_session: None, num_workers: int) -> None:
+    error = ArtefactMismatch("The digest is d1", expected="d2", do="Build again.")
+    with pytest.raises(ArtefactMismatch) as raised:
+        over_buckets(Failing, {"error": error}, [0, 1, 2], num_workers=num_workers)
+    assert type(raised.value) is ArtefactMismatch
+    assert (raised.value.found, raised.value.expected, raised.value.do) == (error.found, error.expected, error.do)
+    assert str(raised.value) == "The digest is d1. Expected: d2. Build again."
+
+
+def test_a_bug_in_a_bucket_task_stays_what_it_is_with_its_trace(ray_session: None) -> None:
+    with pytest.raises(ZeroDivisionError, match="in __call__"):
+        over_buckets(Failing, {"error": ZeroDivisionError("by hand")}, [1], num_workers=1)
+
+
+def fail_to_train(arguments: dict[str, Any]) -> None:
+    raise ConfigurationError("A batch of 0", expected="at least 1", do="Set encoder.batch_size.")
+
+
+def test_an_error_of_a_training_worker_comes_out_whole(ray_session: None, tmp_path: Path) -> None:
+    trainer = TorchTrainer(
+        fail_to_train,
+        train_loop_config={},
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(name="failing", storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=0)),
+    )
+    with pytest.raises(ConfigurationError) as raised, worker_errors():
+        trainer.fit()
+    assert str(raised.value) == "A batch of 0. Expected: at least 1. Set encoder.batch_size."
+
+
+def test_the_setting_that_lets_errors_through_ends_with_the_block(ray_session: None) -> None:
+    before = ray.data.DataContext.get_current()
+    with worker_errors():
+        assert ray.data.DataContext.get_current().raise_original_map_exception
+    assert ray.data.DataContext.get_current() is before
+    assert not before.raise_original_map_exception
+
+
+# -- through the command -------------------------------------------------------------------------------------------
+
+
+def write_log(folder: Path, *, num_bad: int) -> Path:
+    """200 events, of which some have no user, and a configuration for them."""
+    folder.mkdir()
+    log = pl.DataFrame(
+        {
+            "user_id": [f"u{row % 9}" for row in range(200)],
+            "item_id": [None if row < num_bad else f"item-{row * 7919 % 50:03d}" for row in range(200)],
+            "timestamp": [1_750_000_000 + 60 * row for row in range(200)],
+        }
+    )
+    log.write_parquet(folder / "log.parquet", compression="snappy")
+    (folder / "sonder.yaml").write_text(
+        f"workspace: {folder / 'w'}\nevents: {{path: {folder / 'log.parquet'}, action: view}}\n", encoding="utf-8"
+    )
+    return folder
+
+
+def sentence(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `sonder prepare` says when it fails."""
+    monkeypatch.setattr(sys, "argv", ["sonder", "prepare", "--config", str(folder / "sonder.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    return capsys.readouterr().err.strip()
+
+
+def test_too_many_bad_rows_are_one_sentence(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = sentence(write_log(tmp_path / "log", num_bad=50), monkeypatch, capsys)
+    assert told.startswith("Too many bad rows. 50 of 200 rows (25 %) are bad: 50 missing_id.")
+    assert len(told.splitlines()) == 1
+
+
+def test_a_damaged_page_that_a_worker_meets_is_one_sentence_with_the_name_of_the_file(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_log(tmp_path / "log", num_bad=0)
+    file = folder / "log.parquet"
+    content = bytearray(file.read_bytes())
+    content[20:220] = b"\xff" * 200  # pages come first, the footer last
+    file.write_bytes(content)
+    told = sentence(folder, monkeypatch, capsys)
+    assert told.startswith(f"{DataError.title}. {file} cannot be read to its end: ")
+    assert "Expected: a whole Parquet file." in told
+    assert len(told.splitlines()) == 1

@@ -1,0 +1,240 @@
+"""Score heads on a small history: labels counted anew, time kept apart, refusals that stop nobody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import pipelines.score_train
+from pipelines.bucket_tasks import over_buckets
+from pipelines.score import plan_tasks, score_users, train_scores
+from pipelines.score_rows import PARTS, ScoreRowsBucket, read_part
+from pipelines.train import train_encoder
+from sonder.core.config import SonderConfig
+from sonder.core.storage import Folder
+from sonder.core.workspace import Workspace
+from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
+from sonder.scoring.heads import load_heads, load_refusals
+from tests.tiny_log import Event, random_log, timelines_of, vocabulary_of, write_snapshot
+
+END_DAY, DIM = 100, 8
+TASKS: list[dict[str, Any]] = [
+    {"name": "buy_10d", "action": "buy", "within_days": 10},
+    {"name": "rare_10d", "action": "hide", "within_days": 10},  # three users do it
+    {"name": "unheard_of", "action": "share", "within_days": 10},
+    {"name": "churn_10d", "churn": True, "within_days": 10},
+    {"name": "too_long", "action": "buy", "within_days": 60},
+]
+
+
+def make_log() -> dict[str, list[Event]]:
+    log = random_log(6, num_users=500, num_items=12, num_days=END_DAY)
+    return {
+        user: [(day, item, "view" if action == "hide" and row >= 3 else action) for day, item, action in events]
+        for row, (user, events) in enumerate(log.items())
+    }
+
+
+LOG = make_log()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> SonderConfig:
+    """A snapshot `tiny` in three buckets, and an encoder trained on what lies before day 90."""
+    folder = tmp_path_factory.mktemp("score")
+    settled = SonderConfig.model_validate(
+        {
+            "workspace": str(folder / "workspace"),
+            "events": {"path": "unused"},
+            "evaluation": {"test_days": 10},
+            "encoder": {"dim": DIM, "max_epochs": 1, "num_negatives": 32},
+            "scores": TASKS,
+        }
+    )
+    vocabulary = vocabulary_of([f"c{item % 3}" for item in range(12)])
+    write_snapshot(Workspace.at(settled.workspace), "tiny", timelines_of(LOG), vocabulary, num_buckets=3)
+    train_encoder(settled, "tiny", encoder_of(settled), cutoff_us=90 * DAY, num_workers=0)
+    return settled
+
+
+def encoder_of(config: SonderConfig) -> Folder:
+    return Folder.at(str(Path(config.workspace).parent / "encoder"))
+
+
+def train(
+    config: SonderConfig, target: Path, *, encoder_cutoff_day: int = 90, num_workers: int | None = 0
+) -> dict[str, Any]:
+    return train_scores(
+        config, "tiny", encoder_of(config), Folder.at(str(target)), end_us=END_DAY * DAY,
+        encoder_cutoff_us=encoder_cutoff_day * DAY, num_workers=num_workers,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(config: SonderConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    target = tmp_path_factory.mktemp("scores") / "scores"
+    return train(config, target), target
+
+
+def comes_true(task: str, user: str, cutoff_us: int) -> bool | None:
+    """Label of a user at a cutoff by counting through the log; None if the user is not asked."""
+    times = [(round(day * DAY), action) for day, _, action in LOG[user]]
+    window = [action for time, action in times if cutoff_us <= time < cutoff_us + 10 * DAY]
+    if task == "churn_10d":
+        was_here = any(cutoff_us - 10 * DAY <= time < cutoff_us for time, _ in times)
+        return not window if was_here else None
+    wanted = {"buy_10d": "buy", "rare_10d": "hide"}[task]
+    return wanted in window if any(time < cutoff_us for time, _ in times) else None
+
+
+def expected(task: str, cutoff_day: int) -> dict[str, bool]:
+    asked = {user: comes_true(task, user, cutoff_day * DAY) for user in LOG}
+    return {user: label for user, label in asked.items() if label is not None}
+
+
+def test_every_row_has_the_label_that_the_log_says(config: SonderConfig, tmp_path: Path) -> None:
+    place = Workspace.at(config.workspace)
+    tasks, _ = plan_tasks(config, "tiny", END_DAY * DAY, 90 * DAY, embedding_dim=DIM)
+    arguments = {
+        "history": place.history("tiny").uri, "items": place.items("tiny").uri, "encoder": encoder_of(config).uri,
+        "target": str(tmp_path), "tasks": [task.to_dict() for task in tasks],
+    }  # fmt: skip
+    counts = over_buckets(ScoreRowsBucket, arguments, [0, 1, 2], num_workers=0)
+    for task in tasks:
+        found: dict[str, list[tuple[str, int, bool]]] = {}
+        for part in PARTS:
+            rows = read_part(Folder.at(str(tmp_path)) / task.name / part, [0, 1, 2])
+            days = (rows.cutoffs_us // DAY).tolist()
+            found[part] = list(zip(rows.user_ids.to_pylist(), days, rows.labels.tolist(), strict=True))
+            counted = np.sum([bucket[task.name][part] for bucket in counts], axis=0).tolist()
+            assert counted == [len(found[part]), sum(label for *_, label in found[part])]
+            assert rows.features.shape == (len(found[part]), task.spec.num_features)
+        train_rows = {(user, day): label for user, day, label in found["train"]}
+        assert train_rows == {
+            (user, day): label for day in (70, 60, 50, 40) for user, label in expected(task.name, day).items()
+        }
+        held_out = {(user, day): label for user, day, label in found["stop"] + found["calibration"]}
+        assert len(held_out) == len(found["stop"]) + len(found["calibration"])  # no user in both
+        assert held_out == {(user, 80): label for user, label in expected(task.name, 80).items()}
+        assert {user: label for user, _, label in found["test"]} == expected(task.name, 90)
+
+
+def test_heads_are_tested_on_the_last_window_after_being_calibrated_on_the_one_before(
+    trained: tuple[dict[str, Any], Path],
+) -> None:
+    result, target = trained
+    assert list(result["metrics"]) == ["buy_10d", "churn_10d"]
+    for name, metrics in result["metrics"].items():
+        assert metrics["train_cutoffs_us"] == [day * DAY for day in (70, 60, 50, 40)]
+        assert (metrics["cutoff_us"], metrics["calibrated_on"]) == (90 * DAY, "later_time")
+        test = pl.read_parquet(target / "test" / f"{name}.parquet")
+        assert dict(test.select("user_id", "label").iter_rows()) == expected(name, 90)
+        assert metrics["users"] == test.height
+        assert metrics["base_rate"] == pytest.approx(test["label"].mean())
+        assert metrics["auc"] > 0.65
+        told, came = np.mean(test["value"].to_numpy()), np.mean(test["label"].to_numpy())
+        assert abs(told - came) < 0.1  # a probability, not a rank
+        assert metrics["calibration_users"] == pytest.approx(len(expected(name, 80)) / 2, rel=0.2)
+
+
+def test_what_cannot_be_learnt_is_refused_with_numbers_and_the_others_go_on(
+    trained: tuple[dict[str, Any], Path],
+) -> None:
+    result, target = trained
+    folder = Folder.at(str(target))
+    refused = {refusal["task"]: refusal for refusal in result["refusals"]}
+    assert set(refused) == {"rare_10d", "unheard_of", "too_long"}
+    rows = [label for day in (70, 60, 50, 40) for label in expected("rare_10d", day).values()]
+    assert refused["rare_10d"]["numbers"] == {
+        "users": len(rows), "positives": sum(rows), "negatives": len(rows) - sum(rows)
+    }  # fmt: skip
+    assert "in the train rows" in refused["rare_10d"]["reason"]
+    assert "'share'" in refused["unheard_of"]["reason"]
+    assert refused["too_long"]["numbers"]["log_days"] == pytest.approx(100, abs=1)
+    assert [head.task.name for head in load_heads(folder)] == ["buy_10d", "churn_10d"]
+    assert [refusal.to_dict() for refusal in load_refusals(folder)] == result["refusals"]
+    assert not (folder / "training").exists()
+
+
+def test_nothing_learnable_is_no_heads_and_no_error(config: SonderConfig, tmp_path: Path) -> None:
+    only = SonderConfig.model_validate(config.model_dump() | {"scores": TASKS[1:3]})
+    result = train(only, tmp_path / "scores")
+    assert result["metrics"] == {}
+    assert [refusal["task"] for refusal in result["refusals"]] == ["unheard_of", "rare_10d"]
+    target = Folder.at(str(tmp_path / "users"))
+    scores = Folder.at(str(tmp_path / "scores"))
+    assert score_users(only, "tiny", encoder_of(only), scores, target, as_of_us=100 * DAY, num_workers=0) == {
+        "scores": 0
+    }
+
+
+def test_the_embedding_is_read_only_if_its_weights_have_not_seen_the_test(
+    config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    assert all(metrics["reads_embedding"] for metrics in trained[0]["metrics"].values())
+    later = train(config, tmp_path / "scores", encoder_cutoff_day=91)
+    assert not any(metrics["reads_embedding"] for metrics in later["metrics"].values())
+
+
+def test_a_run_that_fails_goes_on_with_the_task_it_was_at(
+    config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    train_booster = pipelines.score_train.train_booster
+
+    def mortal(*arguments: Any, **options: Any) -> Any:
+        calls.append("trained")
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return train_booster(*arguments, **options)
+
+    monkeypatch.setattr(pipelines.score_train, "train_booster", mortal)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(config, tmp_path)
+    assert not (tmp_path / "heads.json").exists()
+    first = (tmp_path / "buy_10d.xgb.json").stat().st_mtime_ns
+    assert train(config, tmp_path) == trained[0]
+    assert len(calls) == 3
+    assert (tmp_path / "churn_10d.xgb.json").stat().st_mtime_ns > first
+
+
+def test_everybody_who_can_be_asked_is_scored_once(
+    config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    heads, target = Folder.at(str(trained[1])), Folder.at(str(tmp_path / "users"))
+    counted = score_users(config, "tiny", encoder_of(config), heads, target, as_of_us=95 * DAY, num_workers=0)
+    scores = pl.read_parquet(tmp_path / "users" / "bucket=*" / "part-0.parquet", hive_partitioning=False)
+    asked = {(user, name) for name in ("buy_10d", "churn_10d") for user in expected(name, 95)}
+    assert set(scores.select("user_id", "name").iter_rows()) == asked
+    assert counted == {"scores": len(asked)}
+    assert scores.height == len(asked)
+    assert scores["value"].is_between(0, 1).all()
+    assert scores["drivers"].list.len().min() >= 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_all_heads_come_from_one_run_of_ray_train_and_are_those_of_one_process(
+    ray_session: None,
+    config: SonderConfig,
+    trained: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs: list[list[str]] = []
+
+    class Counted(pipelines.score_train.XGBoostTrainer):
+        def fit(self) -> Any:
+            runs.append(self.train_loop_config["tasks"])
+            return super().fit()
+
+    monkeypatch.setattr(pipelines.score_train, "XGBoostTrainer", Counted)
+    result = train(config, tmp_path / "scores", num_workers=None)
+    assert runs == [["buy_10d", "churn_10d"]]
+    assert result == trained[0]
+    for name in ("buy_10d.xgb.json", "churn_10d.xgb.json", "heads.json", "test/buy_10d.parquet"):
+        assert (tmp_path / "scores" / name).read_bytes() == (trained[1] / name).read_bytes()

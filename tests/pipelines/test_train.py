@@ -1,0 +1,159 @@
+"""The training job: in this process, on Ray, resumed after a kill, on two workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import pipelines.train
+from pipelines.train import train_encoder
+from sonder.core.config import SonderConfig
+from sonder.core.storage import MANIFEST, Folder
+from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import load_encoder
+from sonder.encoder.inference import embed_users
+from sonder.encoder.training import TrainingRun
+from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines
+from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
+
+NUM_ITEMS, NUM_USERS, NUM_BUCKETS = 12, 120, 4
+DAY_US = 86_400_000_000
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A snapshot `walks`: every user steps through the items in a circle, one a day, so the next one is certain."""
+    place = Workspace.at(str(tmp_path / "workspace"))
+    history = place.history("walks")
+    buckets = []
+    for bucket in range(NUM_BUCKETS):
+        users = range(bucket, NUM_USERS, NUM_BUCKETS)
+        lengths = [6 + user % 5 for user in users]
+        rows: dict[str, list[Any]] = {
+            "user_id": [f"u{user:04d}" for user in users],
+            "item_id": [
+                [f"i{(user + s) % NUM_ITEMS}" for s in range(n)] for user, n in zip(users, lengths, strict=True)
+            ],
+            "action": [["buy"] * n for n in lengths],
+            "timestamp": [[(9_000 + s) * DAY_US for s in range(n)] for n in lengths],
+            "surface": [[None] * n for n in lengths],
+            "value": [[None] * n for n in lengths],
+            "request_id": [[None] * n for n in lengths],
+            "event_key": [list(range(n)) for n in lengths],
+            "num_events": lengths,
+        }
+        bucket_file(history, bucket).write_table(pa.table(rows, schema=HISTORY_SCHEMA))
+        buckets.append({"bucket": bucket, "users": len(lengths), "events": sum(lengths)})
+    columns = {field.name: pa.nulls(NUM_ITEMS, field.type) for field in ITEM_SCHEMA}
+    columns["item_index"] = pa.array(range(NUM_ITEMS), pa.int32())
+    columns["item_id"] = pa.array([f"i{i}" for i in range(NUM_ITEMS)])
+    columns["num_events"] = pa.array([1] * NUM_ITEMS, pa.int64())
+    Vocabulary(pa.table(columns), ("buy",), (1.0,), ()).save(place.items("walks"))
+    (history / MANIFEST).write_json({"buckets": buckets, "is_ordinal": False})
+    return place
+
+
+@pytest.fixture
+def configure(workspace: Workspace) -> Callable[..., SonderConfig]:
+    def make(protocol: str = "leave_one_out", **encoder: Any) -> SonderConfig:
+        return SonderConfig.model_validate(
+            {
+                "workspace": workspace.root.path,
+                "events": {"path": "unused"},
+                "evaluation": {"protocol": protocol, "test_days": 3},
+                "encoder": {
+                    "dim": 16,
+                    "max_epochs": 8,
+                    "patience": 8,
+                    "dropout": 0.1,
+                    "learning_rate": 1e-2,
+                    **encoder,
+                },
+            }
+        )
+
+    return make
+
+
+def test_it_learns_in_process_and_writes_an_encoder_that_embeds(workspace, configure, tmp_path):
+    target = Folder.at(str(tmp_path / "encoder"))
+    metrics = train_encoder(configure(max_epochs=30, patience=30), "walks", target, cutoff_us=None, num_workers=0)
+    assert metrics["epochs"] == len(metrics["history"]) == 30
+    assert metrics["validation"]["ndcg_at_10"] > 0.9
+    encoder = load_encoder(target)
+    vocabulary = Vocabulary.load(workspace.items("walks"))
+    timelines = read_timelines(workspace.history("walks"), vocabulary)
+    vectors = embed_users(encoder, timelines.without_last(1), as_of_us=9_999 * DAY_US)
+    best = (vectors @ encoder.item_vectors.T).argmax(axis=1)
+    assert np.mean(best == timelines.last(1).items) > 0.9
+    assert workspace.staging("training").files() == []
+
+
+def test_the_temporal_protocol_reads_nothing_from_the_cutoff_on(workspace, configure, tmp_path):
+    config = configure("temporal")
+    digests = set()
+    for attempt in range(2):
+        target = Folder.at(str(tmp_path / f"encoder-{attempt}"))
+        train_encoder(config, "walks", target, cutoff_us=9_007 * DAY_US, num_workers=0)
+        digests.add(load_encoder(target).digest)
+        rewrite_future(workspace, 9_007 * DAY_US)
+    assert len(digests) == 1
+
+
+def rewrite_future(workspace: Workspace, cutoff_us: int) -> None:
+    """Every event from the cutoff on becomes a wish for the first item."""
+    for bucket in range(NUM_BUCKETS):
+        file = bucket_file(workspace.history("walks"), bucket)
+        rows = file.read_table().to_pylist()
+        for row in rows:
+            is_later = [9_000 * DAY_US + s * DAY_US >= cutoff_us for s in range(row["num_events"])]
+            row["item_id"] = ["i0" if late else item for item, late in zip(row["item_id"], is_later, strict=True)]
+        file.write_table(pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_the_same_weights(
+    ray_session, configure, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipelines.train, "MOST_FAILURES", 1)
+    config = configure(max_epochs=4, dropout=0.3)
+    whole, resumed = Folder.at(str(tmp_path / "whole")), Folder.at(str(tmp_path / "resumed"))
+    train_encoder(config, "walks", whole, cutoff_us=None, num_workers=0)
+
+    loop = pipelines.train.train_loop_per_worker
+    marker = str(tmp_path / "died")
+
+    def mortal_loop(arguments):  # the worker's process ends at the start of its third epoch, the first time
+        import os
+
+        original = TrainingRun.train_epoch
+
+        def train_epoch(run):
+            if run.progress.epoch == 2 and not os.path.exists(marker):
+                open(marker, "w").close()
+                os._exit(1)
+            return original(run)
+
+        TrainingRun.train_epoch = train_epoch
+        pipelines.train.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+        loop(arguments)
+
+    monkeypatch.setattr(pipelines.train, "train_loop_per_worker", mortal_loop)
+    metrics = train_encoder(config, "walks", resumed, cutoff_us=None)
+    assert Path(marker).exists()
+    assert metrics["epochs"] == 4
+    assert load_encoder(resumed).digest == load_encoder(whole).digest
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_learn_what_one_learns(ray_session, configure, tmp_path):
+    target = Folder.at(str(tmp_path / "encoder"))
+    metrics = train_encoder(configure(max_epochs=30, patience=30), "walks", target, cutoff_us=None, num_workers=2)
+    assert metrics["validation"]["ndcg_at_10"] > 0.9

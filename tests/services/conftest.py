@@ -1,0 +1,269 @@
+"""A tiny release made by the real functions of the library, without Ray: 24 users, 18 items, two buckets, one score."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+import xgboost
+
+from services.embedding.deployment import Embedding
+from services.gateway.engine import Engine
+from services.gateway.http import create_app
+from services.gateway.opening import open_engine
+from services.gateway.stages import HandleStages
+from services.retrieval.deployment import Retrieval
+from services.scoring.deployment import Scoring
+from services.segmentation.deployment import Segmentation
+from sonder.core.config import InterestsConfig, SegmentsConfig, SonderConfig
+from sonder.core.ids import bucket_of
+from sonder.core.storage import publish
+from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import Encoder, save_encoder, save_popularity
+from sonder.encoder.inference import embed_users
+from sonder.encoder.model import UserEncoder
+from sonder.encoder.specification import EncoderSpec
+from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines
+from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
+from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
+from sonder.interests.derive import derive_config
+from sonder.interests.ward import cluster_interests
+from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
+from sonder.releases.artefacts import Release
+from sonder.releases.registry import Registry, seal
+from sonder.scoring.calibration import Calibrator
+from sonder.scoring.features import compute_features
+from sonder.scoring.heads import ScoreHead, save_heads
+from sonder.scoring.specification import bind, derive_spec
+from sonder.scoring.table import Scorer
+from sonder.segments.lifecycle import derive_thresholds, lifecycle_table
+
+START_US = 1_700_000_000_000_000
+NUM_DAYS, NUM_USERS, NUM_ITEMS, NUM_BUCKETS, DIM = 60, 24, 18, 2, 8
+AS_OF_US = START_US + NUM_DAYS * MICROSECONDS_PER_DAY
+SNAPSHOT, RELEASE = "snapshot-1", "release-1"
+SHOWN_ONLY = "käufer/only shown"  # a user whose events express no wish, with an id that needs escaping
+
+
+@dataclass(frozen=True)
+class TinyRelease:
+    workspace: Workspace
+    release: str
+    user_ids: list[str]
+    shown_only: str
+    as_of_us: int
+    vocabulary: Vocabulary
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> TinyRelease:
+    return build_tiny_release(tmp_path_factory.mktemp("workspace"))
+
+
+def build_tiny_release(folder: Path) -> TinyRelease:
+    workspace = Workspace.at(str(folder))
+    config = SonderConfig.model_validate(
+        {
+            "workspace": str(folder),
+            "events": {"path": "events.csv"},
+            "encoder": {"dim": DIM},
+            "scores": [{"name": "buy_7d", "action": "buy", "within_days": 7}],
+        }
+    )
+    vocabulary = _vocabulary()
+    _write_history(workspace)
+    snapshot = workspace.history(SNAPSHOT)
+    target = workspace.staging("build")
+    vocabulary.save(target / "items")
+    encoder = _encoder(vocabulary)
+    save_encoder(encoder, target / "encoder")
+    save_popularity(100.0 - np.arange(NUM_ITEMS), target / "items")
+    timelines = read_timelines(snapshot, vocabulary)
+    thresholds = derive_thresholds(timelines, end_us=AS_OF_US, config=SegmentsConfig())
+    (target / "segments" / "thresholds.json").write_json(thresholds.to_dict())
+    interests = derive_config(InterestsConfig(), encoder.item_vectors, vocabulary, as_of_us=AS_OF_US)
+    (target / "interests" / "config.json").write_json(interests.model_dump(mode="json"))
+    head = _head(config, timelines, vocabulary, encoder)
+    save_heads([head], [], target / "scores")
+    for bucket in range(NUM_BUCKETS):
+        users = read_timelines(snapshot, vocabulary, [bucket])
+        vectors = embed_users(encoder, users, as_of_us=AS_OF_US)
+        outputs = StageOutputs(
+            vectors=pa.table({"user_id": users.user_ids, "vector": pa.array(list(vectors), pa.list_(pa.float32()))}),
+            interests=cluster_interests(users, encoder.item_vectors, vocabulary, as_of_us=AS_OF_US, config=interests),
+            segments=lifecycle_table(users, as_of_us=AS_OF_US, thresholds=thresholds),
+            scores=Scorer.of([head], vocabulary).score(users, vectors, as_of_us=AS_OF_US),
+        )
+        profiles = assemble_profiles(users, outputs, base_rates={"buy_7d": 0.25}, as_of_us=AS_OF_US)
+        profile_file(target / "profiles", bucket).write_table(profiles)
+    seal(
+        target,
+        workspace,
+        release_id=RELEASE,
+        parent=None,
+        snapshot=SNAPSHOT,
+        config=config,
+        metrics={"retrieval.encoder.hr_at_10": 0.5},
+        row_counts={"profiles": NUM_USERS + 1},
+        as_of_us=AS_OF_US,
+    )
+    Registry(workspace).promote(RELEASE, reason="the only one")
+    return TinyRelease(workspace, RELEASE, _user_ids(), SHOWN_ONLY, AS_OF_US, vocabulary)
+
+
+def _user_ids() -> list[str]:
+    return [f"user-{user}" for user in range(NUM_USERS)]
+
+
+def _vocabulary() -> Vocabulary:
+    items = pa.Table.from_pylist(
+        [
+            {
+                "item_index": item,
+                "item_id": f"item-{item}",
+                "category": f"shop/part-{item % 3}",
+                "title": f"Item number {item}",
+                "num_events": 100 - item,
+                "first_seen": START_US,
+                "last_seen": AS_OF_US - 1,
+                "vector": None,
+            }
+            for item in range(NUM_ITEMS)
+        ],
+        schema=ITEM_SCHEMA,
+    )
+    return Vocabulary(items, actions=("buy", "impression"), action_weights=(1.0, 0.0), surfaces=("web",))
+
+
+def _write_history(workspace: Workspace) -> None:
+    draw = np.random.default_rng(7)
+    rows = []
+    for user_id in [*_user_ids(), SHOWN_ONLY]:
+        num = int(draw.integers(4, 40))
+        days = np.sort(draw.uniform(0, NUM_DAYS, num))
+        rows.append(
+            {
+                "user_id": user_id,
+                "item_id": [f"item-{item}" for item in draw.integers(0, NUM_ITEMS, num)],
+                "action": ["impression" if user_id == SHOWN_ONLY else "buy"] * num,
+                "timestamp": (START_US + days * MICROSECONDS_PER_DAY).astype(np.int64).tolist(),
+                "surface": ["web"] * num,
+                "value": draw.uniform(1, 50, num).tolist(),
+                "request_id": [None] * num,
+                "event_key": list(range(num)),
+                "num_events": num,
+            }
+        )
+    table = pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA)
+    buckets = bucket_of(pl.Series(table.column("user_id").to_pylist(), dtype=pl.String), NUM_BUCKETS)
+    staged = workspace.staging("history")
+    for bucket in range(NUM_BUCKETS):
+        bucket_file(staged, bucket).write_table(table.filter(pa.array(buckets == bucket)).sort_by("user_id"))
+    publish(staged, workspace.history(SNAPSHOT), {"buckets": [{"bucket": bucket} for bucket in range(NUM_BUCKETS)]})
+
+
+def _encoder(vocabulary: Vocabulary) -> Encoder:
+    spec = EncoderSpec(
+        num_items=NUM_ITEMS,
+        num_actions=2,
+        num_surfaces=1,
+        action_weights=vocabulary.action_weights,
+        reads_time=True,
+        dim=DIM,
+        num_blocks=1,
+        num_heads=2,
+        max_length=16,
+        dropout=0.1,
+        objective="next_action",
+        window_us=0,
+        num_negatives=8,
+        batch_tokens=64,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        average_decay=0.9,
+        excludes_seen=False,
+        seed=7,
+    )
+    torch.manual_seed(7)
+    return Encoder.of(spec, UserEncoder(spec).state_dict(), np.arange(NUM_ITEMS) != NUM_ITEMS - 1)
+
+
+def _head(config: SonderConfig, timelines: Timelines, vocabulary: Vocabulary, encoder: Encoder) -> ScoreHead:
+    spec = derive_spec(timelines, vocabulary, first_us=START_US, cutoff_us=AS_OF_US, embedding_dim=DIM)
+    vectors = embed_users(encoder, timelines, as_of_us=AS_OF_US)
+    features = compute_features(bind(spec, vocabulary), timelines, cutoff_us=AS_OF_US, embeddings_UD=vectors)
+    labels = np.arange(len(features)) % 4 == 0
+    parameters = {"objective": "binary:logistic", "max_depth": 2, "min_child_weight": 0.1, "nthread": 1, "seed": 7}
+    booster = xgboost.train(parameters, xgboost.DMatrix(features, label=labels), num_boost_round=5)
+    return ScoreHead(config.scores[0], booster, Calibrator("none"), spec, {"base_rate": 0.25})
+
+
+class LocalHandle:
+    """Looks like a Serve handle and calls the object in this process; `fails` and `hangs` name methods."""
+
+    def __init__(self, deployment: Any) -> None:
+        self.deployment = deployment
+        self.fails: dict[str, Exception] = {}
+        self.hangs: set[str] = set()
+        self.calls: list[tuple[str, int]] = []  # method, users of the micro-batch
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self._call(method, arguments))
+
+    async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        self.calls.append((method, len(arguments[0])))
+        if method in self.hangs:
+            await asyncio.sleep(60)
+        if method in self.fails:
+            raise self.fails[method]
+        return await getattr(self.deployment, method)(*arguments)
+
+
+@dataclass
+class Served:
+    """The gateway's HTTP application over the real deployments of the tiny release, without Serve."""
+
+    release: TinyRelease
+    handles: dict[str, LocalHandle]
+    engine: Engine
+
+    def request(self, method: str, path: str, **content: Any) -> httpx.Response:
+        return self.together([(method, path, content)])[0]
+
+    def get(self, path: str) -> dict[str, Any]:
+        answer = self.request("GET", path)
+        assert answer.status_code == 200, answer.text
+        parsed: dict[str, Any] = answer.json()
+        return parsed
+
+    def together(self, requests: list[tuple[str, str, dict[str, Any]]]) -> list[httpx.Response]:
+        """Send all at the same moment."""
+        transport = httpx.ASGITransport(create_app(self.engine), raise_app_exceptions=False)
+
+        async def send() -> list[httpx.Response]:
+            async with httpx.AsyncClient(transport=transport, base_url="http://sonder") as client:
+                calls = [client.request(method, path, **content) for method, path, content in requests]
+                return await asyncio.gather(*calls)
+
+        return asyncio.run(send())
+
+
+@pytest.fixture
+def served(tiny_release: TinyRelease) -> Iterator[Served]:
+    where = {"workspace": tiny_release.workspace.root.uri, "release": tiny_release.release}
+    kinds = {"embedding": Embedding, "segmentation": Segmentation, "scoring": Scoring, "retrieval": Retrieval}
+    handles = {name: LocalHandle(kind(**where)) for name, kind in kinds.items()}
+    release = Release.open(tiny_release.workspace, tiny_release.release)
+    engine = open_engine(release, HandleStages(**handles))
+    yield Served(tiny_release, handles, engine)
+    engine.close()

@@ -1,0 +1,205 @@
+"""What the routes answer, over the real deployments of the tiny release, without Serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sonder.profiles.record import PROFILE_SCHEMA
+
+if TYPE_CHECKING:
+    from conftest import Served
+
+ENVELOPE = {"release", "age_ms", "user_id", "is_cold", "cold_reason", "as_of", "computed_at"}
+VOLATILE = {"age_ms", "computed_at"}
+
+
+def without(answer: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in names}
+
+
+def test_a_stored_profile_is_answered_with_its_envelope_and_every_field(served: Served) -> None:
+    answer = served.get("/v1/users/user-1")
+    assert set(answer) == ENVELOPE | set(PROFILE_SCHEMA.names) - {"embedding"}
+    assert (answer["user_id"], answer["release"], answer["is_cold"]) == ("user-1", "release-1", False)
+    assert answer["age_ms"] >= 0
+    assert sum(interest["weight"] for interest in answer["interests"]) == pytest.approx(1.0)
+
+
+def test_reading_a_stored_profile_makes_no_hop(served: Served) -> None:
+    served.get("/v1/users/user-1")
+    served.get("/v1/users/user-1/explanation")
+    assert all(handle.calls == [] for handle in served.handles.values())
+
+
+def test_a_fresh_profile_without_new_events_equals_the_stored_one(served: Served) -> None:
+    for user_id in [*served.release.user_ids, "k%C3%A4ufer%2Fonly%20shown"]:
+        fresh = served.get(f"/v1/users/{user_id}?fresh=true")
+        assert without(fresh, VOLATILE) == without(served.get(f"/v1/users/{user_id}"), VOLATILE)
+        assert fresh["age_ms"] < 10_000
+
+
+def test_a_fresh_embedding_equals_the_stored_one(served: Served) -> None:
+    stored = served.get("/v1/users/user-2/embedding")
+    fresh = served.get("/v1/users/user-2?fresh=true&fields=embedding")
+    assert set(stored) == ENVELOPE | {"embedding"}
+    assert len(stored["embedding"]) == 8
+    assert fresh["embedding"] == pytest.approx(stored["embedding"], abs=1e-6)
+
+
+def test_requests_of_one_moment_travel_in_few_micro_batches(served: Served) -> None:
+    asked = [("GET", f"/v1/users/{user}?fresh=true", {}) for user in served.release.user_ids * 2]
+    answers = served.together(asked)
+    assert [answer.json()["user_id"] for answer in answers] == served.release.user_ids * 2
+    assert all("degraded" not in answer.json() for answer in answers)
+    calls = served.handles["embedding"].calls
+    assert len(calls) <= 4
+    assert max(users for _, users in calls) >= 20
+
+
+def test_the_same_user_asked_for_twice_at_once_is_computed_once(served: Served) -> None:
+    answers = served.together([("GET", "/v1/users/user-3?fresh=true", {})] * 8)
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert all(users == 1 for _, users in served.handles["embedding"].calls)
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "kept", "stages"),
+    [
+        ("scoring", "score", {"scores"}, ["scoring"]),
+        ("segmentation", "segment", {"segments", "interests"}, ["segmentation"]),
+        ("embedding", "embed", {"is_cold", "cold_reason", "scores"}, ["embedding", "scoring"]),
+    ],
+)
+def test_a_failing_stage_is_named_and_its_stored_part_stands_in(
+    served: Served, stage: str, method: str, kept: set[str], stages: list[str]
+) -> None:
+    served.handles[stage].fails[method] = RuntimeError("secret path /srv/x")
+    stored, fresh = served.get("/v1/users/user-4"), served.get("/v1/users/user-4?fresh=true")
+    assert [missing["stage"] for missing in fresh["degraded"]] == stages
+    assert fresh["degraded"][0]["reason"] == f"{stage} is failing"
+    assert "secret" not in str(fresh)
+    assert {name: fresh[name] for name in kept} == {name: stored[name] for name in kept}
+    assert without(fresh, VOLATILE | {"degraded"}) == without(stored, VOLATILE)
+
+
+def test_a_slow_stage_costs_no_more_than_the_budget(served: Served) -> None:
+    served.engine._fresh_path._budget_s = 0.3
+    served.handles["scoring"].hangs.add("score")
+    fresh = served.get("/v1/users/user-5?fresh=true")
+    assert fresh["degraded"] == [
+        {"stage": "scoring", "reason": "scoring did not answer in time", "instead": "the stored values"}
+    ]
+
+
+def test_a_user_whose_online_history_is_cut_is_told_so(served: Served) -> None:
+    served.engine._fresh_path._max_events = 3
+    fresh = served.get("/v1/users/user-1?fresh=true")
+    assert [missing["stage"] for missing in fresh["degraded"]] == ["history"]
+
+
+def test_an_unknown_user_gets_the_declared_cold_profile(served: Served) -> None:
+    for path in ("/v1/users/nobody", "/v1/users/nobody?fresh=true"):
+        answer = served.get(path)
+        assert (answer["user_id"], answer["is_cold"], answer["cold_reason"]) == ("nobody", True, "unknown_user")
+        assert answer["segments"]["lifecycle"] == "cold"
+        assert [(score["name"], score["value"]) for score in answer["scores"]] == [("buy_7d", 0.25)]
+
+
+def test_a_user_without_a_wish_is_cold_but_known(served: Served) -> None:
+    answer = served.get("/v1/users/k%C3%A4ufer%2Fonly%20shown")
+    assert (answer["user_id"], answer["cold_reason"]) == (served.release.shown_only, "no_wanted_events")
+    assert answer["num_events"] > 0
+
+
+def test_a_batch_is_answered_in_the_order_asked_for(served: Served) -> None:
+    asked = ["user-3", "nobody", "user-1", "user-3", served.release.shown_only]
+    answer = served.request("POST", "/v1/users:batchGet", json={"user_ids": asked})
+    profiles = answer.json()["profiles"]
+    assert [profile["user_id"] for profile in profiles] == asked
+    assert [profile["is_cold"] for profile in profiles] == [False, True, False, False, True]
+    assert without(profiles[2], {"age_ms"}) == without(served.get("/v1/users/user-1"), {"age_ms"})
+
+
+def test_only_the_asked_fields_are_answered(served: Served) -> None:
+    answer = served.get("/v1/users/user-1?fields=scores,num_events")
+    assert set(answer) == ENVELOPE | {"scores", "num_events"}
+
+
+@pytest.mark.parametrize("part", ["interests", "segments", "scores"])
+def test_a_part_is_the_profile_s_part(served: Served, part: str) -> None:
+    answer = served.get(f"/v1/users/user-6/{part}")
+    assert set(answer) == ENVELOPE | {part}
+    assert answer[part] == served.get("/v1/users/user-6")[part]
+
+
+def test_recommendations_leave_out_the_history_unless_seen_is_asked_for(served: Served) -> None:
+    stored = served.engine._store.get("user-1")
+    assert stored is not None
+    unseen = served.get("/v1/users/user-1/recommendations?k=18")
+    everything = served.get("/v1/users/user-1/recommendations?k=18&seen=true")
+    assert unseen["fallback"] is None
+    assert len(everything["recommendations"]) == 17  # one item was never trained
+    assert 0 < len(unseen["recommendations"]) < 17
+    scores = [item["score"] for item in everything["recommendations"]]
+    assert scores == sorted(scores, reverse=True)
+    assert [item["rank"] for item in unseen["recommendations"]] == list(range(1, len(unseen["recommendations"]) + 1))
+
+
+def test_requests_for_different_lengths_share_a_batch_and_get_their_own(served: Served) -> None:
+    asked = [("GET", f"/v1/users/user-{user}/recommendations?k={user + 1}&seen=true", {}) for user in range(8)]
+    lengths = [len(answer.json()["recommendations"]) for answer in served.together(asked)]
+    assert lengths == list(range(1, 9))
+
+
+def test_a_cold_user_gets_popular_items_marked_as_fallback(served: Served) -> None:
+    answer = served.get("/v1/users/nobody/recommendations?k=3")
+    assert answer["fallback"] == "popular"
+    assert [item["item_id"] for item in answer["recommendations"]] == ["item-0", "item-1", "item-2"]
+    assert [item["score"] for item in answer["recommendations"]] == [None] * 3
+
+
+def test_popular_items_leave_out_the_history_too(served: Served) -> None:
+    answer = served.get("/v1/users/k%C3%A4ufer%2Fonly%20shown/recommendations?k=18")
+    stored = served.engine._store.get(served.release.shown_only)
+    assert stored is not None
+    assert answer["fallback"] == "popular"
+    assert 0 < len(answer["recommendations"]) < 18
+
+
+def test_without_retrieval_popular_items_stand_in_and_the_reason_is_told(served: Served) -> None:
+    served.handles["retrieval"].fails = {"recommend": RuntimeError("gone"), "similar": RuntimeError("gone")}
+    items = served.get("/v1/users/user-1/recommendations?k=2")
+    assert (items["fallback"], items["degraded"][0]["stage"]) == ("popular", "retrieval")
+    users = served.get("/v1/users/user-1/similar")
+    assert (users["similar"], users["degraded"][0]["instead"]) == ([], "no users")
+
+
+def test_similar_users_are_other_users_nearest_first(served: Served) -> None:
+    found = served.get("/v1/users/user-1/similar?k=100")["similar"]
+    assert len(found) == 23  # all with a vector but the user
+    assert "user-1" not in {user["user_id"] for user in found}
+    similarities = [user["similarity"] for user in found]
+    assert similarities == sorted(similarities, reverse=True)
+    assert served.get("/v1/users/nobody/similar")["similar"] == []
+
+
+def test_an_explanation_gives_a_sentence_for_each_score_and_interest(served: Served) -> None:
+    answer = served.get("/v1/users/user-1/explanation")
+    assert len(answer["reasons"]) == len(answer["scores"]) + len(answer["interests"])
+    assert answer["reasons"][0].startswith("buy_7d is 0.")
+    assert "times the base rate of 0.250; mostly because: " in answer["reasons"][0]
+
+
+def test_the_served_release_is_told(served: Served) -> None:
+    answer = served.get("/v1/release")
+    assert (answer["release"], answer["num_profiles"]) == ("release-1", 25)
+    assert answer["metrics"] == {"retrieval.encoder.hr_at_10": 0.5}
+
+
+def test_an_overfull_gateway_answers_with_the_stored_profile(served: Served) -> None:
+    served.engine._fresh._max_waiting = 0
+    answer = served.get("/v1/users/user-1?fresh=true")
+    assert answer["degraded"][0]["stage"] == "gateway"
+    assert answer["user_id"] == "user-1"

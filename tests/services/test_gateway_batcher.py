@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from services.gateway.batcher import MicroBatcher
+from sonder.core.errors import StageUnavailable
+
+
+class Computation:
+    """Doubles numbers; a batch waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.started, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, batch: Sequence[int], waited_s: float) -> list[int]:
+        self.batches.append(list(batch))
+        self.started.set()
+        await self.let_go.wait()
+        if 13 in batch:
+            raise StageUnavailable("unlucky")
+        return [2 * number for number in batch]
+
+
+def test_an_idle_batcher_starts_at_once_and_what_comes_meanwhile_leaves_together() -> None:
+    async def scenario() -> None:
+        compute = Computation()
+        batcher = MicroBatcher(compute, max_running=1)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(5)]
+        await compute.started.wait()
+        assert compute.batches == [[0]]
+        compute.let_go.set()
+        assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8]
+        assert compute.batches == [[0], [1, 2, 3, 4]]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_holds_no_more_than_allowed() -> None:
+    async def scenario() -> None:
+        compute = Computation()
+        compute.let_go.set()
+        batcher = MicroBatcher(compute, max_batch=2, max_running=1)
+        answers = await asyncio.gather(*(batcher.submit(number) for number in range(6)))
+        assert answers == [0, 2, 4, 6, 8, 10]
+        assert max(len(batch) for batch in compute.batches) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_batch_fails_its_own_requests_only() -> None:
+    async def scenario() -> None:
+        compute = Computation()
+        compute.let_go.set()
+        batcher = MicroBatcher(compute, max_running=1, max_batch=1)
+        outcomes = await asyncio.gather(*(batcher.submit(n) for n in (1, 13, 2)), return_exceptions=True)
+        assert outcomes[0] == 2
+        assert isinstance(outcomes[1], StageUnavailable)
+        assert outcomes[2] == 4
+
+    asyncio.run(scenario())
+
+
+def test_too_many_waiting_requests_are_refused_at_once() -> None:
+    async def scenario() -> None:
+        compute = Computation()
+        batcher = MicroBatcher(compute, max_running=1, max_waiting=2)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(StageUnavailable, match="2 requests are waiting"):
+            await batcher.submit(9)
+        compute.let_go.set()
+        assert await asyncio.gather(*tasks) == [0, 2, 4]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_whose_caller_left_is_not_computed() -> None:
+    async def scenario() -> None:
+        compute = Computation()
+        batcher = MicroBatcher(compute, max_running=1)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        compute.let_go.set()
+        assert await asyncio.gather(tasks[0], tasks[2]) == [0, 4]
+        assert compute.batches == [[0], [2]]
+
+    asyncio.run(scenario())

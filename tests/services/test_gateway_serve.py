@@ -1,0 +1,67 @@
+"""The application on Ray Serve: one start, then what only the real thing can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import yaml
+from ray import serve
+
+from services.gateway.proxy import free_ports
+from services.gateway.start import APPLICATION, started
+from sonder.client import Client
+from sonder.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from conftest import Served, TinyRelease
+
+pytestmark = pytest.mark.ray
+CONFIG = Path(__file__).parents[2] / "infra" / "serve" / "sonder.yaml"
+VOLATILE = {"age_ms", "computed_at"}
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, tiny_release: TinyRelease) -> Iterator[str]:
+    with started(tiny_release.workspace.root.uri, port=free_ports(1)[0]) as served_at:
+        yield served_at
+    serve.shutdown()
+
+
+def settled(answer: Any) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in VOLATILE}
+
+
+def test_the_deployments_are_those_of_the_config_file_and_all_healthy(url: str) -> None:
+    application = serve.status().applications[APPLICATION]
+    (written,) = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"]
+    healthy = {name for name, deployment in application.deployments.items() if deployment.status == "HEALTHY"}
+    assert healthy == {entry["name"] for entry in written["deployments"]}
+
+
+def test_every_answer_is_the_one_that_the_same_code_gives_without_serve(url: str, served: Served) -> None:
+    users = ["user-1", "user-7", "k%C3%A4ufer%2Fonly%20shown", "nobody"]
+    parts = ["", "/embedding", "/interests", "/segments", "/scores", "/explanation", "/recommendations?k=5", "/similar"]
+    paths = [f"/v1/users/{user}{part}" for user in users for part in parts]
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        for path in [*paths, "/v1/release", "/healthz", "/readyz"]:
+            assert settled(http.get(path).raise_for_status().json()) == settled(served.get(path)), path
+
+
+def test_a_fresh_profile_composed_by_the_deployments_equals_the_stored_one(url: str) -> None:
+    with Client(url) as sonder:
+        for user_id in ("user-1", "user-7", "nobody"):
+            fresh = sonder.profile(user_id, fresh=True)
+            assert settled(fresh) == settled(sonder.profile(user_id))
+
+
+def test_the_client_reads_batches_and_is_told_of_its_mistakes(url: str, tiny_release: TinyRelease) -> None:
+    asked = [tiny_release.shown_only, "nobody", *tiny_release.user_ids]
+    with Client(url) as sonder:
+        assert sonder.is_ready()
+        assert [profile["user_id"] for profile in sonder.batch_get(asked)] == asked
+        with pytest.raises(InvalidRequest, match="unknown field 'mood'"):
+            sonder.profile("user-1", fields=["mood"])

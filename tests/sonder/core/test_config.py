@@ -1,0 +1,83 @@
+"""The configuration accepts what the documents show and refuses everything else with one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sonder.core.config import SonderConfig, load, validate
+from sonder.core.errors import ConfigurationError
+
+PUBLISHED = """
+workspace: ./workspace
+events:
+  path: ../shared/data/online_retail.parquet
+  columns: {user_id: CustomerID, item_id: StockCode, timestamp: InvoiceDate, value: UnitPrice}
+  action: buy
+evaluation: {protocol: temporal, test_days: 30}
+scores:
+  - {name: buy_30d, action: buy, within_days: 30}
+  - {name: churn_60d, churn: true, within_days: 60}
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "sonder.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_the_published_interface_is_accepted(tmp_path: Path) -> None:
+    config = load(written(tmp_path, PUBLISHED))
+    assert config.events.columns.user_id == "CustomerID"
+    assert [task.name for task in config.scores] == ["buy_30d", "churn_60d"]
+
+
+def test_an_override_reaches_its_section_and_is_typed(tmp_path: Path) -> None:
+    config = load(written(tmp_path, PUBLISHED), ["encoder.dim=96", "events.max_bad_fraction=0.2"])
+    assert (config.encoder.dim, config.events.max_bad_fraction) == (96, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("encoder.dims=64", "encoder.dims"),
+        ("encoder.dim=sixty", "encoder.dim"),
+        ("encoder.dim", "section.key=value"),
+        ("workspace.path=x", "is not a section"),
+        ("scores=[{name: a, within_days: 3}]", "needs either"),
+        ("scores=[{name: a, churn: true, within_days: 3}, {name: a, churn: true, within_days: 4}]", "unique"),
+        ("encoder.dim=[", "not YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, override: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named.replace(".", r"\.")):
+        load(written(tmp_path, PUBLISHED), [override])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        load(written(tmp_path, text))
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="sonder init"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_the_digest_follows_what_a_build_depends_on_and_nothing_else() -> None:
+    def digest(**changes: object) -> str:
+        return validate({"events": {"path": "a"}, **changes}, source="test").digest()
+
+    assert digest() == digest(workspace="elsewhere", serving={"port": 9000})
+    assert digest() != digest(seed=8)
+    assert digest() != digest(encoder={"dim": 32})
+
+
+def test_the_configuration_guide_names_every_key() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    schema = SonderConfig.model_json_schema()
+    keys = set(schema["properties"]).union(*(d.get("properties", {}) for d in schema["$defs"].values()))
+    assert [key for key in sorted(keys) if f"`{key}`" not in guide] == []

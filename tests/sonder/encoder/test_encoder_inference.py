@@ -1,0 +1,133 @@
+"""User vectors: the same in batch and online, in any order, blind to the future."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sonder.core.errors import ArtefactMismatch
+from sonder.core.storage import Folder
+from sonder.encoder.artefact import Encoder, load_encoder, save_encoder
+from sonder.encoder.inference import embed_users
+from sonder.encoder.model import UserEncoder
+
+END = 10**12
+
+
+@pytest.fixture
+def encoder(spec) -> Encoder:
+    torch.manual_seed(0)
+    trained = np.ones(10, dtype=bool)
+    trained[7] = False
+    return Encoder.of(spec, UserEncoder(spec).state_dict(), trained, popularity=np.arange(10.0), half_life_us=5)
+
+
+@pytest.fixture
+def histories(make_timelines):
+    random = np.random.default_rng(0)
+    lengths = random.integers(0, 30, 40)
+    return make_timelines([random.integers(0, 10, n).tolist() for n in lengths])
+
+
+def test_batch_equals_online(encoder, histories):
+    batch = embed_users(encoder, histories, as_of_us=END)
+    for row in range(histories.num_users):
+        online = embed_users(encoder, histories.take(np.array([row])), as_of_us=END)[0]
+        np.testing.assert_allclose(online, batch[row], atol=1e-5)
+
+
+def test_the_order_of_users_changes_nothing(encoder, histories):
+    order = np.random.default_rng(1).permutation(histories.num_users)
+    batch = embed_users(encoder, histories, as_of_us=END)
+    np.testing.assert_allclose(embed_users(encoder, histories.take(order), as_of_us=END), batch[order], atol=1e-5)
+
+
+def test_events_at_or_after_the_moment_are_not_read(encoder, make_timelines):
+    short = make_timelines([[1, 2]], times_s=[[0, 60]])
+    longer = make_timelines([[1, 2, 3, 4]], times_s=[[0, 60, 120, 180]])
+    as_of_us = 120 * 10**6
+    np.testing.assert_array_equal(
+        embed_users(encoder, longer, as_of_us=as_of_us), embed_users(encoder, short, as_of_us=as_of_us)
+    )
+    assert not np.allclose(embed_users(encoder, longer, as_of_us=END), embed_users(encoder, short, as_of_us=END))
+
+
+def test_only_the_newest_events_are_read(encoder, make_timelines):
+    long = make_timelines([[5] * 20 + [1, 2, 3, 4, 5, 6, 8, 9]])
+    other = make_timelines([[3] * 20 + [1, 2, 3, 4, 5, 6, 8, 9]])
+    np.testing.assert_array_equal(embed_users(encoder, long, as_of_us=END), embed_users(encoder, other, as_of_us=END))
+
+
+def test_users_without_a_known_wanted_event_get_the_zero_vector(encoder, make_timelines):
+    # nothing at all; a hide; an impression; an unknown item; an item that was never trained; one real wish
+    timelines = make_timelines([[], [1], [1], [-1], [7], [1]], actions=[[], [1], [2], [0], [0], [0]])
+    norms = np.linalg.norm(embed_users(encoder, timelines, as_of_us=END), axis=1)
+    np.testing.assert_allclose(norms, [0, 0, 0, 0, 0, 1], atol=1e-6)
+
+
+def test_item_vectors_are_unit_rows_and_zero_where_never_trained(encoder):
+    norms = np.linalg.norm(encoder.item_vectors, axis=1)
+    np.testing.assert_allclose(norms, encoder.trained_items.astype(float), atol=1e-6)
+    assert encoder.item_vectors.dtype == np.float32
+
+
+def test_an_encoder_survives_the_disk(encoder, histories, tmp_path):
+    save_encoder(encoder, Folder.at(str(tmp_path)), metrics={"epochs": 2})
+    loaded = load_encoder(Folder.at(str(tmp_path)))
+    assert (loaded.spec, loaded.digest) == (encoder.spec, encoder.digest)
+    np.testing.assert_array_equal(loaded.item_vectors, encoder.item_vectors)
+    np.testing.assert_array_equal(loaded.item_bias, encoder.item_bias)
+    np.testing.assert_array_equal(
+        embed_users(loaded, histories, as_of_us=END), embed_users(encoder, histories, as_of_us=END)
+    )
+
+
+def test_popular_items_get_more_and_newer_popularity_changes_nothing_else(encoder):
+    assert (np.diff(encoder.item_bias) > 0).all()
+    assert encoder.item_bias.max() == 0
+    newer = encoder.with_popularity(encoder.popularity[::-1].copy())
+    np.testing.assert_allclose(newer.item_bias, encoder.item_bias[::-1])
+    assert (newer.digest, newer.model) == (encoder.digest, encoder.model)
+    with pytest.raises(ArtefactMismatch, match="popularity of 3 items"):
+        encoder.with_popularity(np.ones(3))
+
+
+def test_weights_of_another_training_are_refused(encoder, spec, tmp_path):
+    folder = Folder.at(str(tmp_path))
+    other = Encoder.of(spec, UserEncoder(spec).state_dict(), encoder.trained_items)
+    save_encoder(encoder, folder)
+    content = (folder / "encoder.json").read_bytes()
+    save_encoder(other, folder)
+    (folder / "encoder.json").write_bytes(content)
+    with pytest.raises(ArtefactMismatch, match="digest"):
+        load_encoder(folder)
+
+
+def test_a_specification_of_another_version_is_refused(encoder, tmp_path):
+    folder = Folder.at(str(tmp_path))
+    save_encoder(encoder, folder)
+    content = (folder / "encoder.json").read_json()
+    content["spec"]["unheard_of"] = 1
+    (folder / "encoder.json").write_json(content)
+    with pytest.raises(ArtefactMismatch, match="unheard_of"):
+        load_encoder(folder)
+
+
+def test_vectors_of_a_vocabulary_that_has_grown_are_still_computed(encoder, make_timelines):
+    grown = make_timelines([[1, 2, 25]])
+    unknown = make_timelines([[1, 2, -1]])
+    np.testing.assert_array_equal(
+        embed_users(encoder, grown, as_of_us=END), embed_users(encoder, unknown, as_of_us=END)
+    )
+
+
+def test_ordinal_logs_read_no_clock(spec, make_timelines):
+    torch.manual_seed(0)
+    spec = replace(spec, reads_time=False)
+    encoder = Encoder.of(spec, UserEncoder(spec).state_dict(), np.ones(10, dtype=bool))
+    slow = make_timelines([[1, 2, 3]], times_s=[[0, 5_000, 90_000]])
+    quick = make_timelines([[1, 2, 3]], times_s=[[0, 1, 2]])
+    np.testing.assert_array_equal(embed_users(encoder, slow, as_of_us=END), embed_users(encoder, quick, as_of_us=END))

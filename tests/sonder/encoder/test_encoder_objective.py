@@ -1,0 +1,126 @@
+"""Targets, negatives and the loss: the fast path is held to a readable one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from sonder.encoder.batching import tokenise
+from sonder.encoder.objective import Negatives, NegativeSampler, Popularity, own_positives, sampled_softmax, set_goals
+
+
+def readable_loss(states, positives, negatives, log_q, cells, scale, popularity):
+    """-log of the positive's share, negatives weighted by 1 / P(drawn), own positives left out."""
+    losses = []
+    for row in range(len(states)):
+        liked = popularity.weight * popularity.of_negatives_PK[popularity.points_M[row]]
+        wanted = scale * (states[row] @ positives[row]) + popularity.weight * popularity.of_positives_M[row]
+        terms = [wanted]
+        for slot in range(len(negatives)):
+            if (row, slot) not in cells:
+                terms.append(scale * (states[row] @ negatives[slot]) + liked[slot] - log_q[slot])
+        losses.append(torch.logsumexp(torch.stack(terms), dim=0) - wanted)
+    return torch.stack(losses).mean()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 6), st.floats(1.0, 20.0), st.integers(0, 2**31), st.data())
+def test_the_loss_and_its_gradients_are_those_of_the_readable_one(num_rows, num_slots, dim, scale, seed, data):
+    random = torch.Generator().manual_seed(seed)
+    cells = data.draw(st.sets(st.tuples(st.integers(0, num_rows - 1), st.integers(0, num_slots - 1)), max_size=6))
+    num_points = data.draw(st.integers(1, 3))
+    ordered = sorted(cells)
+    arrays = (np.array([r for r, _ in ordered], dtype=np.int64), np.array([s for _, s in ordered], dtype=np.int64))
+    log_q = -torch.rand(num_slots, dtype=torch.float64, generator=random) * 3
+    points = torch.randint(num_points, (num_rows,), generator=random)
+    shares = [
+        -9 * torch.rand(*n, dtype=torch.float64, generator=random) for n in ((num_rows,), (num_points, num_slots))
+    ]
+    results = []
+    for loss_of, own in ((sampled_softmax, arrays), (readable_loss, cells)):
+        again = torch.Generator().manual_seed(seed + 1)
+        raw = [
+            torch.randn(n, dim, dtype=torch.float64, generator=again).requires_grad_()
+            for n in (num_rows, num_rows, num_slots)
+        ]
+        heat, weight = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (scale, 0.7))
+        unit = [functional.normalize(x, dim=-1) for x in raw]
+        loss = loss_of(*unit, log_q, own, heat, Popularity(weight, points, *shares))
+        loss.backward()
+        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in (*raw, heat, weight)]
+        results.append([loss.item(), *(gradient.numpy() for gradient in gradients)])
+    for fast, readable in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, readable, rtol=1e-8, atol=1e-10)
+
+
+def test_next_action_predicts_the_next_wanted_item_and_skips_unwanted_ones(spec, make_timelines):
+    tokens = tokenise(make_timelines([[1, 2, 3, 4], [5]], actions=[[0, 1, 0, 1], [0]]), spec)
+    drawn = set_goals(tokens, spec).draw(np.random.default_rng(0))
+    assert drawn.tolist() == [3, 3, -1, -1, -1]
+
+
+def test_events_that_were_only_shown_are_no_tokens(spec, make_timelines):
+    tokens = tokenise(make_timelines([[1, 2, 3]], actions=[[0, 2, 0]]), spec)
+    assert tokens.items.tolist() == [1, 3]
+
+
+def test_an_unknown_item_is_a_token_but_never_a_target(spec, make_timelines):
+    tokens = tokenise(make_timelines([[1, -1, 99, 3]]), spec)
+    assert tokens.items.tolist() == [1, 10, 10, 3]
+    assert set_goals(tokens, spec).draw(np.random.default_rng(0)).tolist() == [3, 3, 3, -1]
+
+
+def test_dense_targets_come_from_the_window_of_the_same_user_and_change_between_draws(dense_spec, make_timelines):
+    times = [[0, 40, 90, 101, 300], [0, 50, 60]]
+    tokens = tokenise(make_timelines([[1, 2, 3, 4, 5], [6, 7, 8]], times_s=times), dense_spec)
+    goals = set_goals(tokens, dense_spec)
+    draws = np.array([goals.draw(np.random.default_rng(seed)) for seed in range(60)])
+    assert [set(column.tolist()) for column in draws.T] == [{2, 3}, {3, 4}, {4}, {-1}, {-1}, {7, 8}, {8}, {-1}]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(0, 300), max_size=8), min_size=1, max_size=5), st.integers(1, 200))
+def test_dense_targets_equal_a_search_event_by_event(dense_spec, make_timelines, times, window_s):
+    times = [sorted(row) for row in times]
+    timelines = make_timelines([[i % 10 for i in range(len(row))] for row in times], times_s=times)
+    spec = replace(dense_spec, window_us=window_s * 1_000_000)
+    goals = set_goals(tokenise(timelines, spec), spec)
+    expected = [
+        [i % 10 for i in range(at + 1, len(row)) if row[i] <= row[at] + window_s]
+        for row in times
+        for at in range(len(row))
+    ]
+    assert [goals.items[a:b].tolist() for a, b in zip(goals.firsts, goals.stops, strict=True)] == expected
+
+
+def test_an_item_that_an_event_may_have_to_predict_is_not_its_negative(dense_spec, make_timelines):
+    goals = set_goals(tokenise(make_timelines([[1, 2, 3], [4, 2]]), dense_spec), dense_spec)
+    rows, items = goals.of(np.array([0, 2, 3]))
+    assert list(zip(rows, items, strict=True)) == [(0, 2), (2, 2)]
+    negatives = Negatives(items=np.array([2, 5]), log_q=np.zeros(2, dtype=np.float32))
+    cell_rows, slots = own_positives(negatives, rows, items)
+    assert list(zip(cell_rows, slots, strict=True)) == [(0, 0), (2, 0)]
+
+
+def test_log_q_is_the_logarithm_of_how_often_an_item_is_drawn():
+    counts = np.array([500, 100, 50, 20, 5, 1, 0, 1, 1, 1])
+    drawn_from = np.repeat(np.arange(10), counts).astype(np.int32)
+    sampler = NegativeSampler(counts, drawn_from, num=6)
+    random, seen = np.random.default_rng(1), np.zeros(10)
+    for _ in range(4000):
+        seen[sampler.draw(random).items] += 1
+    assert seen[6] == 0
+    drawn = np.flatnonzero(counts)
+    np.testing.assert_allclose(np.exp(sampler.log_q[drawn]), seen[drawn] / 4000, atol=0.03)
+
+
+def test_with_as_many_negatives_as_items_the_softmax_is_full():
+    sampler = NegativeSampler(np.array([3, 0, 1]), np.array([0, 0, 0, 2], dtype=np.int32), num=2)
+    negatives = sampler.draw(np.random.default_rng(0))
+    assert negatives.items.tolist() == [0, 2]
+    assert negatives.log_q.tolist() == [0.0, 0.0]

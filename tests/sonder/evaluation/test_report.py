@@ -1,0 +1,166 @@
+"""The page: complete, self-contained, the same bytes for the same content, and deaf to what the data tries to say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sonder.core.storage import Folder
+from sonder.evaluation.evaluate import RetrievalEvaluation
+from sonder.evaluation.report import render, write_report
+from sonder.evaluation.report_content import (
+    DataFacts,
+    EmbeddingSample,
+    InterestFacts,
+    LifecycleFacts,
+    ReportContent,
+    RetrievalFacts,
+    ScoreFacts,
+    Story,
+    StoryEvent,
+    StoryInterest,
+    StoryScore,
+    events_per_week,
+)
+
+EVIL = "<script>alert('x')</script><img src=\"http://evil.example/x.png\" onerror=go()>"
+MODELS = {"encoder": 0.5, "popularity": 0.25, "item_knn": 0.375}
+NAMES = ("hr_at_10", "ndcg_at_10", "hr_at_10_unseen", "ndcg_at_10_unseen", "p90_coverage_at_10")
+
+
+def content_of(word: str) -> ReportContent:
+    """A report in which every text that comes from data is `word`."""
+    health = {
+        "users_with_targets": 40,
+        "users_scored": 40,
+        "users_unseen": 30,
+        "users_cold": 3,
+        "sampling": None,
+        "vectors": {},
+        "hr_at_10_by_history_length": {
+            name: {"users": 20, **MODELS} for name in ("10-19", "2-4", "50+", "1", "20-49", "5-9")
+        },
+    }
+    metrics = {f"retrieval.{model}.{name}": value for model, value in MODELS.items() for name in NAMES}
+    return ReportContent(
+        title=word,
+        release_id="r-1",
+        created_at="2026-01-01T00:00:00+00:00",
+        data=DataFacts(
+            source=word,
+            rows_read=120,
+            events=100,
+            users=50,
+            items=20,
+            quarantined=20,
+            by_reason={"bad_timestamp": 20},
+            first_event="2025-01-01",
+            last_event="2025-02-01",
+            is_ordinal=False,
+            events_per_week=[("2024-12-30", 60), ("2025-01-06", 40)],
+        ),
+        retrieval=RetrievalFacts(RetrievalEvaluation(metrics, health), "temporal", "2025-01-20", 12),
+        scores=[ScoreFacts("buy_30d", word, "2025-01-20", None, reason=word)],
+        lifecycle=LifecycleFacts("2025-02-01", {"new": 10, "dormant": 40}, {"new": word, "dormant": word}),
+        embedding=EmbeddingSample(
+            np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32), ["new"] * 50, [word] * 50
+        ),
+        interests=InterestFacts(50, 2.0, [(word, 30, 0.5)], {"new": 100}, has_categories=True),
+        stories=[
+            Story(
+                word,
+                "new",
+                3,
+                "2025-01-01",
+                "2025-02-01",
+                [StoryEvent("2025-02-01 10:00", word, word, word)],
+                [StoryInterest(word, word, 0.5, "new", 3)],
+                [StoryScore(word, word, 0.5, [word])],
+                [word],
+            )
+        ],
+        artefacts=[],
+        limits=[word],
+        missing={},
+        config={"events": {"path": word}},
+        config_digest="0" * 16,
+    )
+
+
+class Elements(HTMLParser):
+    """Tags and attributes of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_what_the_data_says_stays_text() -> None:
+    harmless, evil = Elements(render(content_of("word"))), Elements(render(content_of(EVIL)))
+    assert evil.tags == harmless.tags
+    assert [name for name, _ in evil.attributes] == [name for name, _ in harmless.attributes]
+    assert "alert('x')" in "".join(evil.text)
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_nothing() -> None:
+    page = Elements(render(content_of("word")))
+    assert not {"script", "iframe", "link", "object", "embed"} & set(page.tags)
+    loads = [value for name, value in page.attributes if name in ("src", "href", "action", "xlink:href")]
+    assert loads
+    assert all(value.startswith("#") for value in loads)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert ("http-equiv", "Content-Security-Policy") in page.attributes
+
+
+def test_the_same_content_gives_the_same_bytes_and_the_flat_metrics(tmp_path) -> None:
+    content = content_of("word")
+    metrics = write_report(Folder.at(str(tmp_path)), content)
+    assert (tmp_path / "index.html").read_text(encoding="utf-8") == render(content) == render(content)
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
+    assert metrics["retrieval.encoder.hr_at_10"] == 0.5
+    assert metrics["data.quarantined"] == 20
+
+
+def test_lengths_of_history_stand_in_their_order() -> None:
+    text = [part.strip() for part in Elements(render(content_of("word"))).text]
+    slices = [part for part in text if part in ("1", "2-4", "5-9", "10-19", "20-49", "50+")]
+    assert slices[-6:] == ["1", "2-4", "5-9", "10-19", "20-49", "50+"]
+
+
+def test_what_was_not_made_is_said_with_its_reason() -> None:
+    missing = {name: f"no {name} here" for name in ("retrieval", "lifecycle", "embedding", "interests", "stories")}
+    bare = replace(
+        content_of("word"), retrieval=None, lifecycle=None, embedding=None, interests=None, stories=[], missing=missing
+    )
+    text = " ".join(Elements(render(bare)).text)
+    for reason in missing.values():
+        assert reason in text
+
+
+def test_weeks_without_events_are_counted_as_none() -> None:
+    day_us = 86_400_000_000
+    times = np.array([20_089, 20_090, 20_110]) * day_us  # 2025-01-01 was a Wednesday
+    assert events_per_week(times) == [("2024-12-30", 2), ("2025-01-06", 0), ("2025-01-13", 0), ("2025-01-20", 1)]
+    assert events_per_week(times[:0]) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_not_published(tmp_path, value: float) -> None:
+    content = content_of("word")
+    evaluation = replace(content.retrieval.evaluation, metrics={"retrieval.encoder.hr_at_10": value})
+    odd = replace(content, retrieval=replace(content.retrieval, evaluation=evaluation))
+    assert "retrieval.encoder.hr_at_10" not in write_report(Folder.at(str(tmp_path)), odd)

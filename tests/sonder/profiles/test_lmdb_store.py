@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import lmdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sonder.core.errors import ArtefactMismatch, InvalidRequest, NotFound
+from sonder.profiles.lmdb_store import LmdbStore
+from sonder.profiles.store import StoredProfile, StoreMetadata, key_of, pack, unpack
+
+METADATA = StoreMetadata(release="r-1", as_of_us=5, dim=2, max_events=10, num_profiles=0)
+PROFILES = st.builds(
+    StoredProfile,
+    computed_at_us=st.integers(-(2**63), 2**63 - 1),
+    body=st.binary(max_size=64),
+    embedding=st.binary(max_size=16),
+    timeline=st.binary(max_size=64),
+)
+IDS = st.text(max_size=600) | st.sampled_from(["", "\0", "\0\0", "ü" * 300, "a" * 510, "a" * 511, "a" * 512, "m", "p"])
+
+
+def profile(body: bytes = b'{"user_id":"a"}') -> StoredProfile:
+    return StoredProfile(1, body, b"\0" * 8, b"")
+
+
+def new_store(path: Path, metadata: StoreMetadata = METADATA) -> None:
+    with LmdbStore.create(path, metadata) as store:
+        store.finish(metadata)
+
+
+@given(PROFILES)
+def test_a_record_unpacks_to_what_was_packed(stored: StoredProfile) -> None:
+    assert unpack(pack(stored, METADATA.fingerprint), METADATA.fingerprint) == stored
+
+
+@given(PROFILES, st.integers(0, 200))
+def test_a_cut_record_is_refused(stored: StoredProfile, size: int) -> None:
+    record = pack(stored, METADATA.fingerprint)
+    if size < len(record):
+        with pytest.raises(ArtefactMismatch):
+            unpack(record[:size], METADATA.fingerprint)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.dictionaries(IDS, PROFILES, max_size=6))
+def test_any_id_reads_back_its_own_record(profiles: dict[str, StoredProfile]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "store"
+        new_store(path)
+        with LmdbStore.open(path, release="r-1", writable=True) as store:
+            assert store.put_many(profiles.items()) == len(profiles)
+            assert store.batch_get(list(profiles)) == list(profiles.values())
+            assert [store.get(user_id) for user_id in profiles] == list(profiles.values())
+
+
+@given(IDS, IDS)
+def test_keys_differ_where_ids_differ_and_fit_into_lmdb(first: str, second: str) -> None:
+    assert (key_of(first) == key_of(second)) == (first == second)
+    assert 1 <= len(key_of(first)) <= 511
+
+
+def test_an_id_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="surrogates"):
+        key_of("\ud800")
+
+
+def test_unknown_users_are_none_in_their_place(tmp_path: Path) -> None:
+    new_store(tmp_path / "store")
+    with LmdbStore.open(tmp_path / "store", release="r-1", writable=True) as store:
+        store.put_many([("a", profile())])
+        assert store.get("b") is None
+        assert store.batch_get(["b", "a", "b"]) == [None, profile(), None]
+
+
+def test_writing_again_replaces(tmp_path: Path) -> None:
+    new_store(tmp_path / "store")
+    with LmdbStore.open(tmp_path / "store", release="r-1", writable=True) as store:
+        store.put_many([("a", profile(b"{1}"))])
+        store.put_many([("a", profile(b"{2}"))])
+        found = store.get("a")
+    assert found is not None
+    assert found.body == b"{2}"
+
+
+def test_the_store_of_another_release_is_refused_on_opening(tmp_path: Path) -> None:
+    new_store(tmp_path / "store")
+    with pytest.raises(ArtefactMismatch, match="holds release 'r-1'"):
+        LmdbStore.open(tmp_path / "store", release="r-2")
+
+
+def test_a_record_of_another_release_is_refused_on_reading(tmp_path: Path) -> None:
+    new_store(tmp_path / "store")
+    other = StoreMetadata(release="r-0", as_of_us=5, dim=2, max_events=10, num_profiles=0)
+    with LmdbStore.create(tmp_path / "store", other) as store:
+        store.put_many([("a", profile())])
+    with LmdbStore.open(tmp_path / "store", release="r-1") as store:
+        with pytest.raises(ArtefactMismatch, match="fingerprint"):
+            store.get("a")
+        with pytest.raises(ArtefactMismatch, match="fingerprint"):
+            store.batch_get(["a"])
+
+
+def test_a_store_of_another_layout_is_refused(tmp_path: Path) -> None:
+    new_store(tmp_path / "store")
+    with lmdb.open(str(tmp_path / "store")) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"m", METADATA.to_json().replace(b'"layout":1', b'"layout":99'))
+    with pytest.raises(ArtefactMismatch, match="layout 99"):
+        LmdbStore.open(tmp_path / "store", release="r-1")
+
+
+def test_an_unfinished_store_does_not_open(tmp_path: Path) -> None:
+    with LmdbStore.create(tmp_path / "store", METADATA) as store:
+        store.put_many([("a", profile())])
+    with pytest.raises(NotFound, match="never finished"):
+        LmdbStore.open(tmp_path / "store", release="r-1")
+
+
+def test_a_store_that_does_not_exist_is_not_created_by_opening(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        LmdbStore.open(tmp_path / "store", release="r-1")
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_map_grows_until_a_part_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sonder.profiles.lmdb_store._GROWTH_BYTES", 1 << 16)
+    with LmdbStore.create(tmp_path / "store", METADATA) as store:
+        big = profile(b"x" * 100_000)
+        assert store.put_part("part", [(str(user), big) for user in range(4)]) == 4
+        assert store.get("3") == big
+        assert store.loaded("part") == 4
+        assert store.loaded("other") is None
