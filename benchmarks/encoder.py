@@ -1,4 +1,4 @@
-"""Train the encoder on a log and evaluate it by full ranking: one JSON line. No Ray, for the speed of experiments.
+"""Train the encoder on a log and rank all items for every user: one JSON line, the mean over the seeds. Without Ray.
 
     python benchmarks/encoder.py beauty ../shared/data/beauty.txt --set dim=64 --threads 2
     python benchmarks/encoder.py ml-1m path/to/ml-1m.inter
@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,18 +30,20 @@ import pyarrow as pa
 import torch
 import yaml
 
-from sonder.core.config import EncoderConfig, EvaluationConfig
+from sonder.core.config import EncoderConfig, EvaluationConfig, Protocol
 from sonder.core.workspace import Workspace
 from sonder.encoder.categories import item_categories
 from sonder.encoder.holdout import Holdout, count_eligible, hold_out
+from sonder.encoder.inference import embed_users
 from sonder.encoder.peers import Peers
 from sonder.encoder.specification import derive, summarise
 from sonder.encoder.training import Limits, TrainingRun
 from sonder.encoder.trend import log_shares
 from sonder.encoder.validation import Exam, examine
+from sonder.evaluation.evaluate import evaluate_retrieval
 from sonder.history.cutoffs import Split, end_of_log_us, leave_one_out, temporal, test_cutoff_us
 from sonder.history.snapshot import read_timelines
-from sonder.history.timelines import Timelines
+from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 
 TEST_DAYS = 30
@@ -94,14 +98,49 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(arguments.threads)
-    if arguments.log == "snapshot":
-        workspace = Workspace.at(str(arguments.path))
-        (snapshot,) = (child.name for child in (workspace.root / "history").children())
-        vocabulary = Vocabulary.load(workspace.items(snapshot))
-        timelines = read_timelines(workspace.history(snapshot), vocabulary)
-    else:
-        timelines, vocabulary = to_timelines(read_log(arguments.log, arguments.path))
-    protocol = "temporal" if arguments.log in ("retail", "snapshot") else "leave_one_out"
+    timelines, vocabulary = read(arguments.log, arguments.path)
+    seeds: list[dict[str, Any]] = []
+    baselines: dict[str, float] = {}
+    for seed in arguments.seeds:
+        run, test, took = train(arguments, timelines, vocabulary, seed)
+        seeds.append({"seed": seed, **test_metrics(run, test), **took})
+        logging.info("%s", seeds[-1])
+        if arguments.baselines and not baselines:
+            baselines = baseline_metrics(run, test, timelines, vocabulary, arguments)
+    prefix = "retrieval.encoder." + ("strict_" if arguments.strict else "")
+    names = [name for name in seeds[0] if "_at_10" in name and not name.startswith("validation")]
+    result = {
+        "log": arguments.log,
+        "protocol": protocol_of(arguments.log) + ", full ranking; _unseen: seen items filtered out",
+        **{prefix + name: round(statistics.mean(seed[name] for seed in seeds), 4) for name in names},
+        **baselines,
+        "seeds": seeds,
+        "threads": arguments.threads,
+        "set": arguments.set,
+        "spec": arguments.spec,
+        "without": arguments.without,
+    }
+    print(json.dumps(result))
+
+
+def protocol_of(log: str) -> Protocol:
+    return "temporal" if log in ("retail", "snapshot") else "leave_one_out"
+
+
+def read(log: str, path: Path) -> tuple[Timelines, Vocabulary]:
+    if log != "snapshot":
+        return to_timelines(read_log(log, path))
+    workspace = Workspace.at(str(path))
+    (snapshot,) = (child.name for child in (workspace.root / "history").children())
+    vocabulary = Vocabulary.load(workspace.items(snapshot))
+    return read_timelines(workspace.history(snapshot), vocabulary), vocabulary
+
+
+def train(
+    arguments: argparse.Namespace, timelines: Timelines, vocabulary: Vocabulary, seed: int
+) -> tuple[TrainingRun, Split, dict[str, Any]]:
+    """Train with one seed -> the run with its best weights, the test, and how it went."""
+    protocol = protocol_of(arguments.log)
     evaluation = EvaluationConfig(protocol=protocol, test_days=TEST_DAYS)
     config = EncoderConfig.model_validate(_pairs(arguments.set))
     end_us = end_of_log_us(timelines)
@@ -110,13 +149,13 @@ def main() -> None:
         test = leave_one_out(timelines, part="test")
     else:
         test = temporal(timelines, vocabulary, cutoff_us=cutoff_us, end_us=end_us)
-    window_us = TEST_DAYS * 86_400_000_000
+    window_us = TEST_DAYS * MICROSECONDS_PER_DAY
     num_eligible = count_eligible(timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us)
     holdout = hold_out(timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us, num_eligible=num_eligible)
     if arguments.strict:
         holdout = Holdout(leave_one_out(timelines, part="validation").history, holdout.validation)
     summary = summarise(holdout.visible, vocabulary)
-    spec = derive(config, evaluation, vocabulary, summary, reads_time=arguments.log != "beauty", seed=arguments.seed)
+    spec = derive(config, evaluation, vocabulary, summary, reads_time=arguments.log != "beauty", seed=seed)
     spec = replace(spec, **_pairs(arguments.spec))
     logging.info("%s", spec)
     started = time.perf_counter()
@@ -131,20 +170,31 @@ def main() -> None:
     run.average.load_state_dict(run.model.state_dict())
     run.fit(Limits(config.max_epochs, config.patience, config.max_minutes))
     run.average.load_state_dict(run.best)
-    result = {
-        "log": arguments.log,
-        **{f"strict_{name}" if arguments.strict else name: value for name, value in test_metrics(run, test).items()},
+    took = {
         "validation_ndcg_at_10": round(run.progress.best_value, 4),
         "best_epoch": run.progress.best_epoch,
         "epochs": run.progress.epoch,
         "seconds": round(time.perf_counter() - started, 1),
-        "threads": arguments.threads,
-        "set": arguments.set,
-        "spec": arguments.spec,
-        "without": arguments.without,
-        "seed": arguments.seed,
     }
-    print(json.dumps(result))
+    return run, test, took
+
+
+def baseline_metrics(
+    run: TrainingRun, test: Split, timelines: Timelines, vocabulary: Vocabulary, arguments: argparse.Namespace
+) -> dict[str, float]:
+    """Popularity and item-kNN on the same test, their settings chosen on validation, and the encoder's coverage."""
+    encoder = run.state().encoder()
+    evaluation = evaluate_retrieval(
+        test,
+        leave_one_out(timelines, part="validation") if protocol_of(arguments.log) == "leave_one_out" else None,
+        vocabulary,
+        embed_users(encoder, test.history, as_of_us=np.iinfo(np.int64).max),
+        encoder.item_vectors,
+        protocol=protocol_of(arguments.log),
+        item_bias_I=encoder.item_bias,
+    )
+    is_ours = re.compile(r"retrieval\.encoder\.(hr|ndcg)").match
+    return {name: round(value, 4) for name, value in evaluation.metrics.items() if not is_ours(name)}
 
 
 def test_metrics(run: TrainingRun, test: Split) -> dict[str, float]:
@@ -168,7 +218,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="DIAL=VALUE")
     parser.add_argument("--spec", action="append", default=[], metavar="DIAL=VALUE")
     parser.add_argument("--without", nargs="+", default=[], choices=["recall", "popularity", "categories"])
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7])
+    parser.add_argument("--baselines", action="store_true", help="popularity and item-kNN beside it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--strict", action="store_true")
     return parser.parse_args()

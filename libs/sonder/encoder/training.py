@@ -138,7 +138,7 @@ class TrainingRun:
         return float(total[0] / total[1])
 
     def _trend(self, target_counts_I: NDArray[np.int64]) -> Trend:
-        if self.spec.window_us == 0:
+        if self.spec.window_us == 0 or not self.spec.reads_time:
             return constant_trend(target_counts_I)
         wanted = self.tokens.is_wanted
         times_us = self.tokens.times_us[wanted]
