@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.truth import find_truth, measure_against_truth
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder, read_manifest
@@ -19,6 +22,8 @@ from sonder.history.cutoffs import Split, leave_one_out, temporal
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.segments.lifecycle import lifecycle_of
+from sonder.segments.thresholds import derive_thresholds
 
 SCORE_METRICS = ("auc", "pr_auc", "ece", "base_rate", "users")
 
@@ -47,6 +52,7 @@ def evaluate_build(
         encoder.item_vectors,
         protocol=config.evaluation.protocol,
         item_bias_I=encoder.item_bias,
+        lifecycle_U=None if cutoff_us is None else _lifecycle(split.history, config, cutoff_us),
     )
     counts = read_manifest(workspace.history(snapshot))["counts"]
     metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
@@ -55,6 +61,12 @@ def evaluate_build(
     if truth_folder is not None:
         metrics |= measure_against_truth(truth_folder, target, timelines, vocabulary, encoder, as_of_us=end_us)
     return {"metrics": metrics, "health": retrieval.health, "reason": retrieval.reason}
+
+
+def _lifecycle(history: Timelines, config: SonderConfig, cutoff_us: int) -> NDArray[np.int8]:
+    """State of each user [U] at the cutoff; a leave-one-out test has no such moment."""
+    thresholds = derive_thresholds(history, end_us=cutoff_us, config=config.segments)
+    return lifecycle_of(history, as_of_us=cutoff_us, thresholds=thresholds)
 
 
 def splits(

@@ -1,9 +1,9 @@
 """Encoder, popularity and item-kNN side by side on one split.
 
 The flat metrics are `retrieval.{encoder,popularity,item_knn}.{hr_at_10,ndcg_at_10,hr_at_10_unseen,ndcg_at_10_unseen,
-p90_coverage_at_10}` (evaluation.ranking defines them); a metric that cannot be measured is absent and `reason` says
-why. Past MAX_USERS users with targets, those with the lowest keyed digest of their id are scored: the same ones in
-every run and for every model.
+p90_coverage_at_10,interest_entropy_at_10}` (evaluation.ranking and .slices define them); a metric that cannot be
+measured is absent and `reason` says why. Past MAX_USERS users with targets, those with the lowest keyed digest of
+their id are scored: the same ones in every run and for every model.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ from sonder.evaluation.item_knn import ItemKnn
 from sonder.evaluation.ranking import (
     EmbeddingRanker,
     K,
-    PerUser,
     Ranker,
     evaluate_seen,
     evaluate_unseen,
     scored_users,
     take_users,
 )
+from sonder.evaluation.slices import (
+    LENGTHS,
+    WANTED,
+    by_label,
+    by_range,
+    interest_entropy,
+    pair_hits,
+    target_pairs,
+    times_wanted,
+)
 from sonder.evaluation.tuning import BaselineSettings, choose_settings
 from sonder.history.cutoffs import Split
+from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.segments.lifecycle import STATES
 
 MAX_USERS = 50_000
 MODELS = ("encoder", "popularity", "item_knn")
-LENGTH_SLICES: tuple[tuple[str, int, int], ...] = (
-    ("1", 1, 1),
-    ("2-4", 2, 4),
-    ("5-9", 5, 9),
-    ("10-19", 10, 19),
-    ("20-49", 20, 49),
-    ("50+", 50, np.iinfo(np.int64).max),
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class RetrievalEvaluation:
 
     health: users_with_targets, users_scored, users_unseen, users_cold, sampling (a sentence or None),
     settings (of the baselines, as validation chose them), vectors {users, items} (evaluation.health),
-    hr_at_10_by_history_length {slice: {users, encoder, popularity, item_knn}}.
+    slices {hr_at_10_by_history_length, hr_at_10_by_lifecycle (if told), recall_at_10_by_item} (evaluation.slices).
     """
 
     metrics: dict[str, float]
@@ -69,11 +72,13 @@ def evaluate_retrieval(
     *,
     protocol: Protocol,
     item_bias_I: NDArray[np.float32] | None = None,
+    lifecycle_U: NDArray[np.int8] | None = None,
     max_users: int = MAX_USERS,
 ) -> RetrievalEvaluation:
     """Measure the three on the users of `split`; row u of `user_vectors_UD` embeds `split.history`'s user u.
 
-    `validation` is an earlier split of the same log: only the baselines' settings are chosen on it.
+    `validation` is an earlier split of the same log: only the baselines' settings are chosen on it. `lifecycle_U` has
+    the state of each user at the cutoff, an index into segments' STATES.
     """
     if len(user_vectors_UD) != split.history.num_users:
         raise ValueError(
@@ -93,46 +98,58 @@ def evaluate_retrieval(
         return RetrievalEvaluation({}, health, "no user has both a history before the cutoff and a target after it")
     settings = choose_settings(validation, vocabulary, protocol=protocol)
     encoder = EmbeddingRanker(user_vectors_UD[rows], item_vectors_ID, item_bias_I)
-    return _compare(encoder, split, rows, settings, vocabulary, health)
+    states = None if lifecycle_U is None else lifecycle_U[rows]
+    return _compare(encoder, take_users(split, rows), split.history, settings, vocabulary, health, states)
 
 
 def _compare(
     encoder: Ranker,
-    split: Split,
-    rows: NDArray[np.int64],
+    asked: Split,
+    everyone: Timelines,
     settings: BaselineSettings,
     vocabulary: Vocabulary,
     health: dict[str, Any],
+    lifecycle_U: NDArray[np.int8] | None,
 ) -> RetrievalEvaluation:
-    asked = take_users(split, rows)
-    knn = ItemKnn.fit(split.history, vocabulary)
+    knn = ItemKnn.fit(everyone, vocabulary)
     seen_days, unseen_days = settings.popularity_seen, settings.popularity_unseen
     contestants: dict[str, tuple[Ranker, Ranker]] = {  # for lists with, and without, what the user already had
         "encoder": (encoder, encoder),
         "popularity": (
-            Popularity.fit(split.history, vocabulary, window_days=seen_days),
-            Popularity.fit(split.history, vocabulary, window_days=unseen_days),
+            Popularity.fit(everyone, vocabulary, window_days=seen_days),
+            Popularity.fit(everyone, vocabulary, window_days=unseen_days),
         ),
         "item_knn": (knn.with_settings(settings.item_knn_seen), knn.with_settings(settings.item_knn_unseen)),
     }
     metrics: dict[str, float] = {}
-    per_user: dict[str, PerUser] = {}
+    hits: dict[str, NDArray[np.float64]] = {}
+    pairs: dict[str, NDArray[np.float64]] = {}
+    rows_N, items_N = target_pairs(asked)
+    wanted_I = times_wanted(everyone, vocabulary)
     unseen_users = 0
     for name, (with_seen, only_new) in contestants.items():
-        with stage("evaluation.rank", model=name, users=len(rows), items=vocabulary.num_items) as counts:
-            seen, per_user[name] = evaluate_seen(with_seen, asked, vocabulary.num_items)
+        with stage("evaluation.rank", model=name, users=asked.history.num_users, items=vocabulary.num_items) as counts:
+            seen, per_user, lists_UK = evaluate_seen(with_seen, asked, vocabulary.num_items)
             unseen, new_only = evaluate_unseen(only_new, asked, vocabulary.num_items)
             unseen_users = new_only.num_users
             measured = {key: value for key, value in {**seen, **unseen}.items() if not math.isnan(value)}
+            entropy = interest_entropy(lists_UK, vocabulary)
+            measured |= {} if entropy is None else {"interest_entropy_at_10": entropy}
+            hits[name], pairs[name] = per_user.hit_U, pair_hits(lists_UK, rows_N, items_N)
             counts.update(measured)
         metrics |= {f"retrieval.{name}.{key}": value for key, value in measured.items()}
     health |= {
-        "users_scored": len(rows),
+        "users_scored": asked.history.num_users,
         "users_unseen": unseen_users,
-        "sampling": _sampling(len(rows), health["users_with_targets"]),
+        "sampling": _sampling(asked.history.num_users, health["users_with_targets"]),
         "settings": settings.to_dict(),
-        "hr_at_10_by_history_length": _slices(per_user, asked.history.lengths),
+        "slices": {
+            "hr_at_10_by_history_length": by_range(asked.history.lengths, hits, LENGTHS),
+            "recall_at_10_by_item": by_range(wanted_I[items_N], pairs, WANTED),
+        },
     }
+    if lifecycle_U is not None:
+        health["slices"]["hr_at_10_by_lifecycle"] = by_label(lifecycle_U, hits, STATES)
     reason = None if unseen_users else "no user has a target that is new: their metrics are absent"
     return RetrievalEvaluation(metrics, health, reason)
 
@@ -141,14 +158,3 @@ def _sampling(scored: int, eligible: int) -> str | None:
     if scored == eligible:
         return None
     return f"{scored:,} of {eligible:,} users with targets were scored, drawn by a digest of their id"
-
-
-def _slices(per_user: dict[str, PerUser], lengths_U: NDArray[np.int64]) -> dict[str, dict[str, float | int]]:
-    """HR@10 by number of readable events; slices without users are absent."""
-    slices: dict[str, dict[str, float | int]] = {}
-    for name, low, high in LENGTH_SLICES:
-        inside = (lengths_U >= low) & (lengths_U <= high)
-        if inside.any():
-            rates = {model: float(users.hit_U[inside].mean()) for model, users in per_user.items()}
-            slices[name] = {"users": int(inside.sum()), **rates}
-    return slices

@@ -130,12 +130,13 @@ def p90_coverage(lists_UK: NDArray[np.int32], num_items: int) -> float:
     return float(np.searchsorted(np.cumsum(slots), needed) + 1) / num_items
 
 
-def evaluate_seen(ranker: Ranker, split: Split, num_items: int) -> tuple[dict[str, float], PerUser]:
-    """hr_at_10, ndcg_at_10 and p90_coverage_at_10 of the lists that may repeat what the user already had."""
+def evaluate_seen(ranker: Ranker, split: Split, num_items: int) -> tuple[dict[str, float], PerUser, NDArray[np.int32]]:
+    """hr_at_10, ndcg_at_10 and p90_coverage_at_10 of the lists that may repeat what the user already had, and those."""
     lists = ranker.top(split.history, K, exclude_seen=False)
     per_user = score_lists(lists, split, num_items, unseen=False)
     coverage = p90_coverage(lists, num_items)
-    return {"hr_at_10": per_user.hit_rate, "ndcg_at_10": per_user.ndcg, "p90_coverage_at_10": coverage}, per_user
+    metrics = {"hr_at_10": per_user.hit_rate, "ndcg_at_10": per_user.ndcg, "p90_coverage_at_10": coverage}
+    return metrics, per_user, lists
 
 
 def evaluate_unseen(ranker: Ranker, split: Split, num_items: int) -> tuple[dict[str, float], PerUser]:

@@ -63,6 +63,31 @@ COLUMNS = (
     ("hr_at_10_unseen", "HR@10, new items"),
     ("ndcg_at_10_unseen", "NDCG@10, new items"),
     ("p90_coverage_at_10", "P90 coverage@10"),
+    ("interest_entropy_at_10", "Interest entropy@10"),
+)
+SLICES = (  # key, title, first column, second column, what is measured
+    (
+        "hr_at_10_by_history_length",
+        "By length of history",
+        "Events",
+        "Users",
+        "HR@10, all items allowed, by the number of events the model could read",
+    ),
+    (
+        "hr_at_10_by_lifecycle",
+        "By lifecycle",
+        "State at the cutoff",
+        "Users",
+        "HR@10, all items allowed, by where the user stood at the cutoff",
+    ),
+    (
+        "recall_at_10_by_item",
+        "By how well the item was known",
+        "Times wanted",
+        "Wanted items",
+        "Recall@10, all items allowed: the share of the wanted items that are in their user's list, by how often "
+        "anybody had wanted the item before the cutoff; 0 are the cold items",
+    ),
 )
 
 
@@ -146,7 +171,7 @@ def _quality(retrieval: RetrievalFacts) -> dict[str, Any]:
         "views": views,
         "table": _table(metrics),
         "settings": settings_sentence(health["settings"]) if "settings" in health else None,
-        "slices": _by_length(health.get("hr_at_10_by_history_length", {})),
+        "slices": _slices(health.get("slices", {})),
         "vectors": health.get("vectors"),
     }
 
@@ -242,9 +267,13 @@ def _decimals(value: float | None, places: int = 4) -> str:
     return "not measured" if value is None else f"{value:.{places}f}"
 
 
-def _by_length(slices: dict[str, Any]) -> dict[str, Any]:
-    """Shortest histories first; JSON sorts its keys as text."""
-    return dict(sorted(slices.items(), key=lambda entry: int(entry[0].split("-")[0].rstrip("+"))))
+def _slices(slices: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the slices that were measured."""
+    return [
+        {"title": title, "of": of, "num": num, "caption": caption, "rows": slices[key]}
+        for key, title, of, num, caption in SLICES
+        if slices.get(key)
+    ]
 
 
 def _size(size_bytes: int) -> str:

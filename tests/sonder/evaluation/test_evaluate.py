@@ -46,8 +46,11 @@ def test_all_keys_of_all_models_are_there_and_a_perfect_encoder_is_perfect(timel
     assert found.reason is None
     assert found.health["users_scored"] == found.health["users_with_targets"] == 60
     assert found.health["sampling"] is None
-    assert set(found.health["hr_at_10_by_history_length"]) == {"2-4", "5-9", "10-19"}
-    assert sum(slice_["users"] for slice_ in found.health["hr_at_10_by_history_length"].values()) == 60
+    by_length = found.health["slices"]["hr_at_10_by_history_length"]
+    assert [row["name"] for row in by_length] == ["2-4", "5-9", "10-19"]
+    assert sum(row["num"] for row in by_length) == 60
+    assert {row["encoder"] for row in found.health["slices"]["recall_at_10_by_item"]} == {1.0}
+    assert "hr_at_10_by_lifecycle" not in found.health["slices"]  # leave one out: there is no moment to ask for
     assert not found.health["settings"]["item_knn_seen"]["keeps_self"]  # nothing repeats, validation saw it
 
 

@@ -26,6 +26,7 @@ from sonder.evaluation.report_content import (
     StoryScore,
     events_per_week,
 )
+from sonder.evaluation.slices import LENGTHS
 
 EVIL = "<script>alert('x')</script><img src=\"http://evil.example/x.png\" onerror=go()>"
 MODELS = {"encoder": 0.5, "popularity": 0.25, "item_knn": 0.375}
@@ -41,8 +42,9 @@ def content_of(word: str) -> ReportContent:
         "users_cold": 3,
         "sampling": None,
         "vectors": {},
-        "hr_at_10_by_history_length": {
-            name: {"users": 20, **MODELS} for name in ("10-19", "2-4", "50+", "1", "20-49", "5-9")
+        "slices": {
+            "hr_at_10_by_history_length": [{"name": name, "num": 20, **MODELS} for name, _, _ in LENGTHS],
+            "recall_at_10_by_item": [{"name": "0", "num": 7, **MODELS}],
         },
     }
     metrics = {f"retrieval.{model}.{name}": value for model, value in MODELS.items() for name in NAMES}
@@ -137,8 +139,11 @@ def test_the_same_content_gives_the_same_bytes_and_the_flat_metrics(tmp_path) ->
 
 def test_lengths_of_history_stand_in_their_order() -> None:
     text = [part.strip() for part in Elements(render(content_of("word"))).text]
-    slices = [part for part in text if part in ("1", "2-4", "5-9", "10-19", "20-49", "50+")]
-    assert slices[-6:] == ["1", "2-4", "5-9", "10-19", "20-49", "50+"]
+    lengths = [name for name, _, _ in LENGTHS]
+    slices = [part for part in text if part in lengths]
+    assert slices[-6:] == lengths
+    assert "By how well the item was known" in text
+    assert "By lifecycle" not in text  # it was not measured
 
 
 def test_what_was_not_made_is_said_with_its_reason() -> None:
