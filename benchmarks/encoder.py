@@ -163,10 +163,9 @@ def train(
     run = TrainingRun(
         spec, holdout, summary.targets, categories=None if "categories" in without else item_categories(vocabulary)
     )
-    for name, dial in (("recall", run.model.recall.gain), ("popularity", run.model.popularity_weight)):
-        if name in without:
-            dial.data.zero_()
-            dial.requires_grad_(False)
+    if "popularity" in without:
+        run.model.popularity_weight.data.zero_()
+        run.model.popularity_weight.requires_grad_(False)
     run.average.load_state_dict(run.model.state_dict())
     run.fit(Limits(config.max_epochs, config.patience, config.max_minutes))
     run.average.load_state_dict(run.best)
@@ -217,7 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("path", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="DIAL=VALUE")
     parser.add_argument("--spec", action="append", default=[], metavar="DIAL=VALUE")
-    parser.add_argument("--without", nargs="+", default=[], choices=["recall", "popularity", "categories"])
+    parser.add_argument("--without", nargs="+", default=[], choices=["popularity", "categories"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[7])
     parser.add_argument("--baselines", action="store_true", help="popularity and item-kNN beside it")
     parser.add_argument("--threads", type=int, default=2)

@@ -116,11 +116,11 @@ def time_peer(arguments: argparse.Namespace, items: NDArray[np.int32], offsets: 
 def floating_point_operations(spec: EncoderSpec, run: TrainingRun) -> float:
     """Of one epoch's matrix products, forward and backward, without attention's own (length / width of the rest).
 
-    A token costs 10 D^2 a block and 2 D^2 in recall, a prediction K x D in the loss; a multiply-add is two operations,
-    the backward pass twice the forward one.
+    A token costs 10 D^2 a block and 2 D^2 in recall if there is one, a prediction K x D in the loss; a multiply-add is
+    two operations, the backward pass twice the forward one.
     """
     num_tokens = float((run.ends_U - run.tokens.offsets[:-1]).clip(0).sum())
-    per_token = spec.dim**2 * (10 * spec.num_blocks + 2)
+    per_token = spec.dim**2 * (10 * spec.num_blocks + 2 * spec.recalls)
     num_negatives = min(spec.num_negatives, int(run.is_trained_I.sum()))
     return 6 * num_tokens * (per_token + num_negatives * spec.dim)
 

@@ -41,7 +41,7 @@ class UserEncoder(nn.Module):
         self.hours = _table(NUM_HOURS, spec.dim) if spec.reads_time else None
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_blocks))
         self.norm = nn.LayerNorm(spec.dim)
-        self.recall = Recall(spec)
+        self.recall = Recall(spec) if spec.recalls else None
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         self.popularity_weight = nn.Parameter(torch.ones(()))
 
@@ -71,7 +71,9 @@ class UserEncoder(nn.Module):
         for block in self.blocks:
             x_BTD = block(x_BTD, cos_sin)
         x_BTD = self.norm(x_BTD)
-        return functional.normalize(x_BTD / self.scale + self.recall(x_BTD, items_BTD, batch.actions_BT), dim=-1)
+        if self.recall is not None:
+            x_BTD = x_BTD / self.scale + self.recall(x_BTD, items_BTD, batch.actions_BT)
+        return functional.normalize(x_BTD, dim=-1)
 
     def item_rows(self, items: Tensor) -> Tensor:
         """What is learnt about each item alone, plus what is learnt about each level of its category -> [..., D]."""
@@ -92,7 +94,9 @@ class Recall(nn.Module):
     """A learned mean of the unit vectors of what the user wanted, added to the state.
 
     Without it a state reaches the vectors of a user's own items only through the blocks, which takes long to learn;
-    with it every training starts from the decayed mean of PinnerSage's comparison and can only leave it for better.
+    with it every training starts from the decayed mean of PinnerSage's comparison. For logs where people come back to
+    what they had; where nobody does, it draws the states to the very items that are never the answer
+    (docs/experiments.md).
     """
 
     def __init__(self, spec: EncoderSpec) -> None:

@@ -21,6 +21,7 @@ from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
 
 LONGEST = 200  # events; past it attention costs more than it brings on every public log
+RARELY = 0.05  # of the wanted events: where fewer are repeats, lists leave out what the user had
 Objective = Literal["next_action", "dense_all_action"]
 
 
@@ -46,6 +47,7 @@ class EncoderSpec:
     weight_decay: float
     average_decay: float  # of the running average of the weights, per step
     excludes_seen: bool  # whether validation ranks only items that are new to the user
+    recalls: bool  # whether states start from the vectors of what the user wanted
     seed: int
     num_categories: int = 0  # of all levels of the taxonomy
     num_levels: int = 0
@@ -116,6 +118,7 @@ def derive(
     batch_tokens = _power_of_two(summary.num_wanted / 100, lowest=256, highest=8192)
     categories = item_categories(vocabulary)
     steps_per_epoch = max(summary.num_wanted / batch_tokens, 1.0)
+    is_repeating = summary.repeats >= RARELY * max(summary.num_wanted, 1)
     return EncoderSpec(
         num_items=vocabulary.num_items,
         num_actions=len(vocabulary.actions),
@@ -134,7 +137,8 @@ def derive(
         learning_rate=config.learning_rate,
         weight_decay=0.01,
         average_decay=float(np.clip(1 - 1 / steps_per_epoch, 0.9, 0.999)),
-        excludes_seen=summary.repeats < 0.05 * max(summary.num_wanted, 1),
+        excludes_seen=not is_repeating,
+        recalls=is_repeating,
         seed=seed,
         num_categories=categories.num,
         num_levels=categories.num_levels,

@@ -16,8 +16,8 @@ from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 MakeTimelines = Callable[..., Timelines]
 
 
-@pytest.fixture
-def spec() -> EncoderSpec:
+@pytest.fixture(params=[True, False], ids=["recalling", "plain"])
+def spec(request: pytest.FixtureRequest) -> EncoderSpec:
     """Ten items, actions (buy, hide, impression), no dropout."""
     return EncoderSpec(
         num_items=10,
@@ -38,6 +38,7 @@ def spec() -> EncoderSpec:
         weight_decay=0.01,
         average_decay=0.9,
         excludes_seen=False,
+        recalls=request.param,
         seed=3,
     )
 

@@ -56,11 +56,15 @@ def test_dials_come_from_the_data_and_from_the_protocol(make_timelines, make_voc
     evaluation = EvaluationConfig(protocol="temporal", test_days=14)
     spec = derive(EncoderConfig(), evaluation, vocabulary, summary, reads_time=True, seed=1)
     assert (spec.objective, spec.window_us) == ("dense_all_action", 14 * DAY * 10**6)
-    assert (spec.max_length, spec.dropout, spec.excludes_seen) == (30, 0.5, False)
+    assert (spec.max_length, spec.dropout) == (30, 0.5)
+    assert (spec.excludes_seen, spec.recalls) == (False, True)  # nearly every event is a repeat
     one_out = derive(EncoderConfig(dropout=0.2, max_length=50), EvaluationConfig(protocol="leave_one_out"),
                      vocabulary, summary, reads_time=False, seed=1)  # fmt: skip
     assert (one_out.objective, one_out.window_us) == ("next_action", 0)
     assert (one_out.max_length, one_out.dropout) == (50, 0.2)
+    rare = summarise(make_timelines([list(range(10)) * 2] + [list(range(10))] * 20), vocabulary)
+    rarely = derive(EncoderConfig(), evaluation, vocabulary, rare, reads_time=True, seed=1)
+    assert (rarely.excludes_seen, rarely.recalls) == (True, False)
 
 
 def test_summaries_of_disjoint_users_add_up(make_timelines, make_vocabulary):
