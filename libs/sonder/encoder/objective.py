@@ -6,6 +6,7 @@ dense_all_action   a wanted item of the window after the event, drawn anew each 
 Negatives are drawn half uniformly, half by popularity (what in-batch negatives are in expectation, without their
 coupling), once for the whole batch, so the loss is one matrix product. A drawn item stands for 1 / P(drawn) of its
 kind (logQ correction); an item that the event may yet have to predict is never its negative.
+A prediction counts as much as the action it wants weighs (`events.action_weights`).
 Limits: with every item drawn this is the full softmax, exactly; below, its log-partition is slightly underestimated.
 """
 
@@ -31,6 +32,7 @@ class Goals:
     """Positives of token n: `items[firsts[n]:stops[n]]`; none if the run is empty."""
 
     items: NDArray[np.int32]  # [G] the wanted items, user by user, oldest first
+    weights: NDArray[np.float32]  # [G] of their actions, above 0
     firsts: NDArray[np.int64]  # [N]
     stops: NDArray[np.int64]  # [N]
 
@@ -41,12 +43,11 @@ class Goals:
         ends: NDArray[np.int64] = np.maximum(newest[offsets[1:]], offsets[:-1])
         return ends
 
-    def draw(self, random: np.random.Generator) -> NDArray[np.int32]:
-        """One positive per token [N], -1 where there is none."""
+    def draw(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """The place in `items` of one positive per token [N], -1 where there is none."""
         num = self.stops - self.firsts
         picked = self.firsts + (random.random(len(num)) * num).astype(np.int64)
-        padded = np.append(self.items, np.int32(-1))
-        return np.where(num > 0, padded[np.where(num > 0, picked, -1)], -1).astype(np.int32)
+        return np.where(num > 0, picked, -1)
 
     def of(self, positions_M: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """All positives of some tokens as pairs (row of the token, item)."""
@@ -66,7 +67,12 @@ def set_goals(tokens: Tokens, spec: EncoderSpec) -> Goals:
         stops = np.minimum(firsts + 1, wanted_before[user_stops_N])
     else:
         stops = wanted_before[_window_stops(tokens, spec.window_us)]
-    return Goals(items=tokens.items[tokens.is_wanted], firsts=firsts, stops=np.maximum(stops, firsts))
+    return Goals(
+        items=tokens.items[tokens.is_wanted],
+        weights=np.asarray(spec.action_weights, dtype=np.float32)[tokens.actions[tokens.is_wanted]],
+        firsts=firsts,
+        stops=np.maximum(stops, firsts),
+    )
 
 
 def _window_stops(tokens: Tokens, window_us: int) -> NDArray[np.int64]:
@@ -136,8 +142,9 @@ def sampled_softmax(
     cells: Cells,
     scale: Tensor,
     popularity: Popularity,
+    weights_M: Tensor,
 ) -> Tensor:
-    """Mean of -log softmax of each positive among itself and the negatives.
+    """Weighted mean of -log softmax of each positive among itself and the negatives.
 
     A score is `scale` times the cosine plus the weighted log popularity at the time of the event. The vectors are unit
     vectors and log popularity is negative, so no score passes `scale`: it serves as the maximum that keeps exp()
@@ -155,6 +162,7 @@ def sampled_softmax(
         popularity.weight,
         popularity.of_negatives_PK,
         popularity.points_M,
+        weights_M / weights_M.mean(),
     )
     return loss
 
@@ -177,6 +185,7 @@ class _SampledSoftmax(torch.autograd.Function):
         weight: Tensor,
         popularity_PK: Tensor,
         points_M: Tensor,
+        weights_M: Tensor,
     ) -> Tensor:
         M, K = hot_MD.shape[0], negatives_KD.shape[0]
         step = min(max(_CHUNK_CELLS // K, 1), M)
@@ -197,11 +206,13 @@ class _SampledSoftmax(torch.autograd.Function):
             partition_M[part] = expected.sum(dim=1) + positive_M[part]
             popular_M[part] = _expected_popularity(expected, popularity_PK, points_M[part])
             torch.mm(expected, negatives_KD, out=to_hot_MD[part])
-            to_hot_MD[part] /= partition_M[part, None]
-            to_negatives_KD.addmm_(expected.T, hot_MD[part] / partition_M[part, None])
-        to_weight = (popular_M / partition_M).sum()
-        ctx.save_for_backward(to_hot_MD, to_negatives_KD, positive_M / partition_M - 1, to_weight)
-        return (partition_M.log() - scores_M).mean()
+            divisor_M1 = (partition_M[part] / weights_M[part])[:, None]
+            to_hot_MD[part] /= divisor_M1
+            to_negatives_KD.addmm_(expected.T, hot_MD[part] / divisor_M1)
+        to_weight = (popular_M / (partition_M / weights_M)).sum()
+        to_scores_M = (positive_M / partition_M - 1) * weights_M
+        ctx.save_for_backward(to_hot_MD, to_negatives_KD, to_scores_M, to_weight)
+        return ((partition_M.log() - scores_M) * weights_M).mean()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -214,6 +225,7 @@ class _SampledSoftmax(torch.autograd.Function):
             None,
             None,
             to_weight * share,
+            None,
             None,
             None,
         )

@@ -176,16 +176,23 @@ class TrainingRun:
         num_steps = int(self.peers.max(float(len(batches))))
         return [batches[i % len(batches)] for i in random.permutation(num_steps)]
 
-    def _step(self, batch: Batch, drawn_N: NDArray[np.int32], random: np.random.Generator) -> float:
+    def _step(self, batch: Batch, drawn_N: NDArray[np.int64], random: np.random.Generator) -> float:
         positions = batch.positions_BT.ravel()
         cells_M = np.flatnonzero((positions >= 0) & (drawn_N[positions] >= 0))
         negatives = self.sampler.draw(random)
         rows, items = self.goals.of(positions[cells_M])
         excluded = own_positives(negatives, rows, items)
-        targets_M = drawn_N[positions[cells_M]].astype(np.int64)
+        drawn_M = drawn_N[positions[cells_M]]
+        targets_M = self.goals.items[drawn_M].astype(np.int64)
         popularity = self._popularity(positions[cells_M], targets_M, negatives)
         loss: Tensor = self.loss(
-            batch, torch.from_numpy(cells_M), torch.from_numpy(targets_M), negatives, excluded, popularity
+            batch,
+            torch.from_numpy(cells_M),
+            torch.from_numpy(targets_M),
+            negatives,
+            excluded,
+            popularity,
+            torch.from_numpy(self.goals.weights[drawn_M]),
         )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -241,6 +248,7 @@ class _Loss(nn.Module):
         negatives: Negatives,
         excluded: tuple[NDArray[np.int64], NDArray[np.int64]],
         popularity: Popularity,
+        weights_M: Tensor,
     ) -> Tensor:
         # one gather, so that the backward pass fills one gradient of the size of the item table and not three
         negatives_K = torch.from_numpy(negatives.items)
@@ -256,6 +264,7 @@ class _Loss(nn.Module):
             excluded,
             1 / self.model.temperature,
             popularity,
+            weights_M,
         )
 
 

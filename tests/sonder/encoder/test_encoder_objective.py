@@ -14,8 +14,8 @@ from sonder.encoder.batching import tokenise
 from sonder.encoder.objective import Negatives, NegativeSampler, Popularity, own_positives, sampled_softmax, set_goals
 
 
-def readable_loss(states, positives, negatives, log_q, cells, scale, popularity):
-    """-log of the positive's share, negatives weighted by 1 / P(drawn), own positives left out."""
+def readable_loss(states, positives, negatives, log_q, cells, scale, popularity, weights):
+    """-log of the positive's share, negatives weighted by 1 / P(drawn), own positives left out; a weighted mean."""
     losses = []
     for row in range(len(states)):
         liked = popularity.weight * popularity.of_negatives_PK[popularity.points_M[row]]
@@ -25,7 +25,7 @@ def readable_loss(states, positives, negatives, log_q, cells, scale, popularity)
             if (row, slot) not in cells:
                 terms.append(scale * (states[row] @ negatives[slot]) + liked[slot] - log_q[slot])
         losses.append(torch.logsumexp(torch.stack(terms), dim=0) - wanted)
-    return torch.stack(losses).mean()
+    return (torch.stack(losses) * weights).sum() / weights.sum()
 
 
 @settings(max_examples=25, deadline=None)
@@ -41,6 +41,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_readable_one(num_rows, num_
     shares = [
         -9 * torch.rand(*n, dtype=torch.float64, generator=random) for n in ((num_rows,), (num_points, num_slots))
     ]
+    weights = 0.1 + torch.rand(num_rows, dtype=torch.float64, generator=random)
     results = []
     for loss_of, own in ((sampled_softmax, arrays), (readable_loss, cells)):
         again = torch.Generator().manual_seed(seed + 1)
@@ -50,7 +51,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_readable_one(num_rows, num_
         ]
         heat, weight = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (scale, 0.7))
         unit = [functional.normalize(x, dim=-1) for x in raw]
-        loss = loss_of(*unit, log_q, own, heat, Popularity(weight, points, *shares))
+        loss = loss_of(*unit, log_q, own, heat, Popularity(weight, points, *shares), weights)
         loss.backward()
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in (*raw, heat, weight)]
         results.append([loss.item(), *(gradient.numpy() for gradient in gradients)])
@@ -58,10 +59,22 @@ def test_the_loss_and_its_gradients_are_those_of_the_readable_one(num_rows, num_
         np.testing.assert_allclose(fast, readable, rtol=1e-8, atol=1e-10)
 
 
+def drawn_items(goals, seed=0):
+    """The item that each token shall predict, -1 where there is none."""
+    places = goals.draw(np.random.default_rng(seed))
+    return np.where(places >= 0, np.append(goals.items, -1)[places], -1)
+
+
 def test_next_action_predicts_the_next_wanted_item_and_skips_unwanted_ones(spec, make_timelines):
     tokens = tokenise(make_timelines([[1, 2, 3, 4], [5]], actions=[[0, 1, 0, 1], [0]]), spec)
-    drawn = set_goals(tokens, spec).draw(np.random.default_rng(0))
-    assert drawn.tolist() == [3, 3, -1, -1, -1]
+    assert drawn_items(set_goals(tokens, spec)).tolist() == [3, 3, -1, -1, -1]
+
+
+def test_a_goal_weighs_what_its_action_weighs(spec, make_timelines):
+    weighed = replace(spec, action_weights=(5.0, -1.0, 0.5))
+    tokens = tokenise(make_timelines([[1, 2, 3, 4]], actions=[[0, 2, 1, 0]]), weighed)
+    goals = set_goals(tokens, weighed)
+    assert (goals.items.tolist(), goals.weights.tolist()) == ([1, 2, 4], [5.0, 0.5, 5.0])
 
 
 def test_events_that_were_only_shown_are_no_tokens(spec, make_timelines):
@@ -72,14 +85,14 @@ def test_events_that_were_only_shown_are_no_tokens(spec, make_timelines):
 def test_an_unknown_item_is_a_token_but_never_a_target(spec, make_timelines):
     tokens = tokenise(make_timelines([[1, -1, 99, 3]]), spec)
     assert tokens.items.tolist() == [1, 10, 10, 3]
-    assert set_goals(tokens, spec).draw(np.random.default_rng(0)).tolist() == [3, 3, 3, -1]
+    assert drawn_items(set_goals(tokens, spec)).tolist() == [3, 3, 3, -1]
 
 
 def test_dense_targets_come_from_the_window_of_the_same_user_and_change_between_draws(dense_spec, make_timelines):
     times = [[0, 40, 90, 101, 300], [0, 50, 60]]
     tokens = tokenise(make_timelines([[1, 2, 3, 4, 5], [6, 7, 8]], times_s=times), dense_spec)
     goals = set_goals(tokens, dense_spec)
-    draws = np.array([goals.draw(np.random.default_rng(seed)) for seed in range(60)])
+    draws = np.array([drawn_items(goals, seed) for seed in range(60)])
     assert [set(column.tolist()) for column in draws.T] == [{2, 3}, {3, 4}, {4}, {-1}, {-1}, {7, 8}, {8}, {-1}]
 
 
