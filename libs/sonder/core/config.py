@@ -69,7 +69,7 @@ class EventsConfig(Section):
     action_rules: tuple[ActionRule, ...] = ()
     action_weights: dict[str, float] = Field(
         default_factory=dict,
-        description="above 0 wanted, by how much it counts; 0 only shown; below 0 unwanted; by its name where not given (events.actions)",
+        description="above 0 wanted, by how much it counts; 0 only shown; below 0 unwanted; by the name if not given",
     )
     timestamp: str = Field(
         "auto", description="auto, iso, epoch_s, epoch_ms, epoch_us, epoch_ns, ordinal, or a strptime pattern"
