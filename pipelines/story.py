@@ -119,7 +119,7 @@ def _recommend(release: Folder, vector_1D: Any, history: Timelines) -> tuple[Rec
         encoder.item_vectors,
         NUM_RECOMMENDATIONS,
         bias_I=encoder.item_bias,
-        allowed_I=encoder.trained_items,
+        allowed_I=encoder.candidates,
         exclude=history,
     )
     found = [(int(index), float(score)) for index, score in zip(indices[0], scores[0], strict=True) if index >= 0]

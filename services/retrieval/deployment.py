@@ -35,7 +35,7 @@ class Retrieval:
         opened = Release.open(Workspace.at(workspace), release)
         encoder = load_encoder(opened.encoder).with_popularity(load_popularity(opened.items))
         self._items_ID, self._bias_I = encoder.item_vectors, encoder.item_bias
-        self._is_candidate_I = encoder.trained_items
+        self._is_candidate_I = encoder.candidates
         self._catalogue = Vocabulary.load(opened.items).items.select([Col.ITEM_ID, Col.TITLE, Col.CATEGORY])
         self._user_ids, self._users_UD = _users(opened.profiles, self._items_ID.shape[1])
         user_ids, timelines = sample_batch(opened.manifest.as_of_us)

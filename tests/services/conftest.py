@@ -192,6 +192,7 @@ def _encoder(vocabulary: Vocabulary) -> Encoder:
         weight_decay=0.0,
         average_decay=0.9,
         excludes_seen=False,
+        recalls=True,
         seed=7,
     )
     torch.manual_seed(7)

@@ -3,8 +3,9 @@
 Shapes: I items of the vocabulary it was trained with, D width.
 An item's score for a user is the cosine of their vectors plus `item_bias`: what it loses for being less popular than
 the most popular item, as of the end of the training data or later (`with_popularity`).
-Limits: item vectors are derived from the weights on loading, so the two can never disagree; items that no user had
-wanted before the cutoff have the zero vector and `trained_items` False.
+An item that no user had wanted before the cutoff has `trained_items` False; its vector is what was learnt about its
+category, or zero where nothing was: then it is no candidate.
+Limits: item vectors are derived from the weights on loading, so the two can never disagree.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class Encoder:
 
     spec: EncoderSpec
     model: UserEncoder
-    item_vectors: NDArray[np.float32]  # [I, D] unit rows, zero where never trained
+    item_vectors: NDArray[np.float32]  # [I, D] unit rows, zero where nothing is known
     trained_items: NDArray[np.bool_]  # [I]
+    candidates: NDArray[np.bool_]  # [I] items with a vector: trained, or like a trained one by category
     popularity: NDArray[np.float64]  # [I] decayed counts of wanted events
     item_bias: NDArray[np.float32]  # [I] 0 for the most popular item, below for all others
     half_life_us: int  # of the counts; 0: they do not decay
@@ -58,14 +60,24 @@ class Encoder:
         model = UserEncoder(spec)
         model.load_state_dict(weights)
         with torch.no_grad():
-            model.items.weight[:-1][torch.from_numpy(~trained_items)] = 0
+            trained_I = torch.from_numpy(trained_items)
+            model.items.weight[:-1][~trained_I] = 0
             vectors = model.item_vectors().numpy().astype(np.float32)
-            vectors[~trained_items] = 0  # its category alone does not make it a candidate
+            candidates = (trained_I | model.resembles(trained_I)).numpy()
+            vectors[~candidates] = 0
         model.eval().requires_grad_(False)
         content = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
         counts = np.zeros(spec.num_items) if popularity is None else popularity
         encoder = cls(
-            spec, model, vectors, trained_items, counts, np.zeros(0, np.float32), half_life_us, digest_bytes(content)
+            spec,
+            model,
+            vectors,
+            trained_items,
+            candidates,
+            counts,
+            np.zeros(0, np.float32),
+            half_life_us,
+            digest_bytes(content),
         )
         return encoder.with_popularity(counts)
 

@@ -24,8 +24,8 @@ def embed_users(encoder: Encoder, timelines: Timelines, *, as_of_us: int) -> NDA
     """Embed each user from the events strictly before `as_of_us` -> float32 [U, D], rows of norm 1 or 0."""
     tokens = tokenise(timelines.before(as_of_us), encoder.spec)
     vectors_UD = embed_tokens(encoder.model, encoder.spec, tokens)
-    trained = np.append(encoder.trained_items, False)
-    counts = tokens.is_wanted & trained[tokens.items]
+    has_vector = np.append(encoder.candidates, False)
+    counts = tokens.is_wanted & has_vector[tokens.items]
     known = np.concatenate(([0], np.cumsum(counts)))
     vectors_UD[known[tokens.offsets[1:]] == known[tokens.offsets[:-1]]] = 0
     return vectors_UD

@@ -18,6 +18,7 @@ from torch.nn import functional
 from sonder.encoder.batching import NUM_GAPS, NUM_HOURS, Batch
 from sonder.encoder.specification import EncoderSpec
 
+ID_DROPOUT = 0.1  # share of items that are read by their category alone in training, as an item that is new will be
 HOTTEST, COLDEST = 0.03, 1.0  # temperatures; below the first, exp() of a cosine difference leaves float32
 
 
@@ -75,15 +76,35 @@ class UserEncoder(nn.Module):
             x_BTD = x_BTD / self.scale + self.recall(x_BTD, items_BTD, batch.actions_BT)
         return functional.normalize(x_BTD, dim=-1)
 
-    def item_rows(self, items: Tensor) -> Tensor:
-        """What is learnt about each item alone, plus what is learnt about each level of its category -> [..., D]."""
+    def item_rows(self, items: Tensor, *, forgets: bool = False) -> Tensor:
+        """What is learnt about each item alone, plus what is learnt about each level of its category -> [..., D].
+
+        A training step `forgets` some of the first, so that a category alone is worth what it says.
+        """
         rows: Tensor = self.items(items)
-        return rows if self.categories is None else rows + self.categories(self.item_paths[items]).sum(dim=-2)
+        if self.categories is None:
+            return rows
+        paths = self.item_paths[items]
+        if forgets:
+            is_new = torch.rand(items.shape) < ID_DROPOUT
+            rows = rows.masked_fill((is_new & (paths[..., 0] < self.categories.num_embeddings - 1))[..., None], 0.0)
+        levels: Tensor = self.categories(paths)
+        return rows + levels.sum(dim=-2)
 
     def place_items(self, paths_IL: Tensor) -> None:
         """Set the place of each item in the taxonomy."""
         if self.categories is not None:
             self.item_paths[:-1] = paths_IL
+
+    def resembles(self, trained_I: Tensor) -> Tensor:
+        """Whether some level of each item's category holds an item that was trained -> bool [I]."""
+        if self.categories is None:
+            return torch.zeros_like(trained_I)
+        num = self.categories.num_embeddings - 1
+        is_taught = torch.zeros(num + 1, dtype=torch.bool)
+        is_taught[self.item_paths[:-1][trained_I].flatten()] = True
+        is_taught[num] = False
+        return is_taught[self.item_paths[:-1]].any(dim=1)
 
     def item_vectors(self) -> Tensor:
         """Unit vectors of all items -> [I, D]."""

@@ -252,7 +252,8 @@ class _Loss(nn.Module):
     ) -> Tensor:
         # one gather, so that the backward pass fills one gradient of the size of the item table and not three
         negatives_K = torch.from_numpy(negatives.items)
-        rows: Tensor = self.model.item_rows(torch.cat([batch.items_BT.flatten(), targets_M, negatives_K]))
+        items = torch.cat([batch.items_BT.flatten(), targets_M, negatives_K])
+        rows: Tensor = self.model.item_rows(items, forgets=True)
         sizes = [batch.items_BT.numel(), len(targets_M), len(negatives_K)]
         read, wanted_MD, unwanted_KD = torch.split(rows, sizes)
         states_BTD = self.model(batch, read.view(*batch.items_BT.shape, -1))

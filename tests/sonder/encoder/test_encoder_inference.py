@@ -74,6 +74,22 @@ def test_item_vectors_are_unit_rows_and_zero_where_never_trained(encoder):
     assert encoder.item_vectors.dtype == np.float32
 
 
+def test_an_item_that_nobody_wanted_yet_stands_where_its_category_stands(spec, make_timelines):
+    torch.manual_seed(0)
+    model = UserEncoder(replace(spec, num_categories=3, num_levels=1))
+    paths = torch.full((10, 1), 3)  # 3: no category
+    paths[:4, 0], paths[7, 0], paths[8, 0] = 0, 0, 2
+    model.place_items(paths)
+    trained = np.arange(10) < 7
+    encoder = Encoder.of(replace(spec, num_categories=3, num_levels=1), model.state_dict(), trained)
+    assert encoder.candidates.tolist() == [True] * 8 + [False] * 2  # 8 has a category that taught nothing, 9 has none
+    category = model.categories.weight[0].detach().numpy()
+    np.testing.assert_allclose(encoder.item_vectors[7], category / np.linalg.norm(category), atol=1e-6)
+    assert not encoder.item_vectors[8:].any()
+    users = embed_users(encoder, make_timelines([[7], [8], [9]]), as_of_us=END)
+    np.testing.assert_allclose(np.linalg.norm(users, axis=1), [1, 0, 0], atol=1e-6)
+
+
 def test_an_encoder_survives_the_disk(encoder, histories, tmp_path):
     save_encoder(encoder, Folder.at(str(tmp_path)), metrics={"epochs": 2})
     loaded = load_encoder(Folder.at(str(tmp_path)))
