@@ -110,7 +110,10 @@ def time_peer(arguments: argparse.Namespace, items: NDArray[np.int32], offsets: 
         ]
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     content = json.loads(answer.splitlines()[-1])
-    return [float(value) for value in content["epoch_seconds"]]
+    seconds = [float(value) for value in content["epoch_seconds"]]
+    if len(seconds) != arguments.peer_epochs:
+        raise RuntimeError(f"RecTools reported {len(seconds)} epochs, expected {arguments.peer_epochs}: {answer!r}")
+    return seconds
 
 
 def floating_point_operations(spec: EncoderSpec, run: TrainingRun) -> float:
