@@ -21,7 +21,6 @@ from rectools import Columns, __version__
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 
-
 EPOCH_SECONDS: list[float] = []  # of the module: the model trains with a copy of the trainer and its callbacks
 
 
