@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from sonder.core.errors import ConfigurationError
 
@@ -67,7 +67,7 @@ class EventsConfig(Section):
     columns: EventColumns = EventColumns()
     action: str | None = Field(None, description="constant action of a log that has no action column")
     action_rules: tuple[ActionRule, ...] = ()
-    action_weights: dict[str, float] = Field(
+    action_weights: dict[str, FiniteFloat] = Field(
         default_factory=dict,
         description="above 0 wanted, by how much it counts; 0 only shown; below 0 unwanted; by the name if not given",
     )

@@ -3,7 +3,7 @@
 mean_cosine      mean cosine of two different rows: near 0 for a space in use, near 1 when all say the same
 first_pc_share   share of the variance along its first principal direction: 1 when everything lies on a line
 effective_rank   exp of the entropy of the variance over the directions (Roy and Vetterli 2007): between 1 and the width
-Rows of zeros (users without a vector, items never trained) are counted and left out.
+Rows of zeros (users without a vector, items of which nothing was learnt) are counted and left out.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Shapes: U users, I items, k list length (10 for every published number).
 Targets   the distinct items of `split.targets`. One that no list can name (outside the vocabulary, all of which count
-          as a single target, or never trained) stays a target and is a miss: dropping it would flatter the model.
+          as a single target, or without a vector) stays a target and is a miss: dropping it would flatter the model.
 HR@k      share of users with at least one target in their list.
 NDCG@k    binary gains, 1 / log2(1 + place), ideal over min(targets, k) places.
 _unseen   items of any event of the user's history are removed from the lists and from the targets; a user whose
@@ -42,7 +42,7 @@ class Ranker(Protocol):
 class EmbeddingRanker:
     """Inner product of user and item vectors, plus the item's bias. Row u of `user_vectors_UD` is user u's.
 
-    A zero vector knows nothing: such an item (never trained) is not recommended, such a user gets an empty list and
+    A zero vector knows nothing: such an item is not recommended, such a user gets an empty list and
     counts as a miss.
     """
 
