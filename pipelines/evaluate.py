@@ -6,6 +6,7 @@ window. Everything ends up in one flat object, `report/metrics.json`; what expla
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sonder.history.vocabulary import Vocabulary
 from sonder.segments.lifecycle import lifecycle_of
 from sonder.segments.thresholds import derive_thresholds
 
+logger = logging.getLogger("sonder")
 SCORE_METRICS = ("auc", "pr_auc", "ece", "base_rate", "users")
 
 
@@ -54,6 +56,8 @@ def evaluate_build(
         item_bias_I=encoder.item_bias,
         lifecycle_U=None if cutoff_us is None else _lifecycle(split.history, config, cutoff_us),
     )
+    for warning in retrieval.health["warnings"]:
+        logger.warning("vectors: %s", warning)
     counts = read_manifest(workspace.history(snapshot))["counts"]
     metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
     metrics |= retrieval.metrics | flat_scores(score_metrics)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.bucket_tasks import over_buckets
-from pipelines.segment import bucket_numbers, part_file
+from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from sonder.core import telemetry
 from sonder.core.storage import Folder
 from sonder.history.snapshot import read_timelines

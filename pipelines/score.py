@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.bucket_tasks import over_buckets
+from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from pipelines.score_rows import PARTS, Rows, ScoreRowsBucket, TaskPlan, read_part
 from pipelines.score_train import train_boosters
-from pipelines.segment import bucket_numbers, part_file, read_sample
+from pipelines.segment import read_sample
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder, read_manifest

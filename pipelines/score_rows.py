@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.segment import part_file
+from pipelines.bucket_tasks import part_file
 from sonder.core.config import ScoreTask
 from sonder.core.ids import unit_interval
 from sonder.core.storage import Folder

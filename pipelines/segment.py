@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipelines.bucket_tasks import over_buckets
+from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
+from pipelines.embed import vector_table
 from sonder.core import telemetry
 from sonder.core.config import InterestsConfig, SonderConfig
 from sonder.core.storage import Folder, read_manifest
@@ -140,23 +140,6 @@ def segment(timelines: Timelines, task: SegmentBucket) -> Segmented:
         ),
         segments=lifecycle_table(timelines, as_of_us=as_of_us, thresholds=task.thresholds),
     )
-
-
-def vector_table(user_ids: pa.Array, vectors_UD: NDArray[np.float32]) -> pa.Table:
-    """user_id, vector list<float32>."""
-    offsets = pa.array(np.arange(len(vectors_UD) + 1) * vectors_UD.shape[1], pa.int32())
-    lists = pa.ListArray.from_arrays(offsets, pa.array(vectors_UD.ravel(), pa.float32()))
-    return pa.table({"user_id": user_ids.cast(pa.string()), "vector": lists})
-
-
-def part_file(folder: Folder, bucket: int) -> Folder:
-    """File of one bucket of users below a folder of a release."""
-    return folder / f"bucket={bucket:03d}" / "part-0.parquet"
-
-
-def bucket_numbers(history: Folder) -> list[int]:
-    """Buckets of a snapshot that hold users, in order."""
-    return sorted(int(entry["bucket"]) for entry in read_manifest(history)["buckets"] if entry["users"])
 
 
 def read_sample(history: Folder, vocabulary: Vocabulary) -> Timelines:

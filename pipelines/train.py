@@ -1,8 +1,12 @@
 """Train the user encoder on a history snapshot with Ray Train: read, call the epoch loop of `sonder.encoder`, write.
 
-Each worker reads its share of the history buckets and averages gradients with the others (DDP on gloo). The state is
-a Ray Train checkpoint; the run's name is a digest of what it depends on, so the same call after a kill goes on where
-it was, and a worker that dies is replaced up to three times.
+Each worker reads its share of the history buckets and averages gradients with the others (DDP: gloo on CPUs, nccl on
+GPUs, which are used where the cluster has one for each worker). The state is a Ray Train checkpoint, saved within
+epochs too; the run's name is a digest of what it depends on, so the same call after a kill goes on where it was, and
+a worker that dies is replaced up to three times. `encoder.num_workers: [least, most]` starts with what the cluster has
+and starts again from the newest checkpoint when workers come or go.
+`encoder.parent` names a release: training goes on from its weights, for a tenth of the epochs that it took from
+nothing (`sonder.encoder.growth`).
 Limits: with `num_workers=0` the same loop runs inside the calling process, without Ray and without resuming.
 """
 
@@ -27,18 +31,21 @@ from sonder.core.config import SonderConfig
 from sonder.core.ids import digest_json
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
-from sonder.encoder.artefact import save_encoder
-from sonder.encoder.categories import item_categories
-from sonder.encoder.checkpoint import TrainingState, load_state, save_state
+from sonder.encoder.artefact import load_encoder, save_encoder, training_of
+from sonder.encoder.checkpoint import FOR_ENCODER, TrainingState, load_state, save_state
+from sonder.encoder.content import ItemContent, item_content
+from sonder.encoder.growth import carry_over, warm_epochs
 from sonder.encoder.holdout import count_eligible, hold_out
 from sonder.encoder.peers import Peers
-from sonder.encoder.specification import DataSummary, derive, summarise
+from sonder.encoder.specification import DataSummary, EncoderSpec, derive, summarise
 from sonder.encoder.training import Limits, TrainingRun
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.history.vocabulary import Vocabulary
+from sonder.releases.artefacts import Release
 
-SECONDS_BETWEEN_CHECKPOINTS = 10.0
+SECONDS_BETWEEN_CHECKPOINTS = 10.0  # at the end of an epoch
+SECONDS_BETWEEN_PAUSES = 60.0  # within one
 SECONDS_BETWEEN_LOOKS = 2.0
 MOST_FAILURES = 3
 PROGRESS_FILE = "progress.json"
@@ -46,13 +53,19 @@ logger = logging.getLogger("sonder")
 
 
 def train_encoder(
-    config: SonderConfig, snapshot: str, target: Folder, *, cutoff_us: int | None, num_workers: int | None = None
+    config: SonderConfig,
+    snapshot: str,
+    target: Folder,
+    *,
+    cutoff_us: int | None,
+    num_workers: int | tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Train on the events before the cutoff (None: leave-one-out), write the encoder to `target` -> how it went.
 
     `num_workers` overrides the configuration; 0 trains in this process.
     """
     num_workers = config.encoder.num_workers if num_workers is None else num_workers
+    most_workers = num_workers if isinstance(num_workers, int) else num_workers[1]
     sections = ("events", "evaluation", "encoder")
     name = f"train-{digest_json([snapshot, config.digest(*sections), config.seed, cutoff_us])}"
     if num_workers:
@@ -60,18 +73,23 @@ def train_encoder(
     workspace = Workspace.at(config.workspace).root.uri  # workers have a working directory of their own
     storage = Workspace.at(workspace).staging("training")
     storage.fs.makedirs(storage.path, exist_ok=True)
-    with telemetry.stage("train", snapshot=snapshot, workers=num_workers) as counts:
+    uses_gpu = bool(most_workers) and ray.cluster_resources().get("GPU", 0) >= most_workers
+    with telemetry.stage("train", snapshot=snapshot, workers=most_workers) as counts:
         trainer = TorchTrainer(
             train_loop_per_worker,
             train_loop_config={
                 "config": config.model_dump(mode="json") | {"workspace": workspace},
                 "snapshot": snapshot,
                 "cutoff_us": cutoff_us,
-                "cores_per_worker": max(_num_cores() // max(num_workers, 1), 1),
+                "cores_per_worker": max(_num_cores() // max(most_workers, 1), 1),
                 "progress": (storage / name / PROGRESS_FILE).uri,
-                "local_storage": (storage / name).path if num_workers == 0 else None,
+                "local_storage": (storage / name).path if most_workers == 0 else None,
             },
-            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=uses_gpu,
+                resources_per_worker={"CPU": 1, "GPU": 1} if uses_gpu else {"CPU": 1},
+            ),
             run_config=RunConfig(
                 name=name,
                 storage_path=storage.uri,
@@ -82,16 +100,17 @@ def train_encoder(
         with worker_errors(), _shown(storage / name / PROGRESS_FILE):
             result = trainer.fit()
         with result.checkpoint.as_directory() as directory:
-            state = load_state(Folder.at(directory))
-        metrics = _metrics(state)
-        save_encoder(state.encoder(), target, metrics=metrics)
+            state = load_state(Folder.at(directory), only=FOR_ENCODER)
+        metrics = _metrics(state, config)
+        vocabulary = Vocabulary.load(Workspace.at(config.workspace).items(snapshot))
+        save_encoder(state.encoder(item_content(vocabulary)), target, metrics=metrics)
         (storage / name).remove()
         counts |= {"epochs": metrics["epochs"], "best_epoch": metrics["best_epoch"]}
     return metrics
 
 
 def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
-    """One worker: its buckets, the shared derivation, the epoch loop, a checkpoint every ten seconds of training."""
+    """One worker: its buckets, the shared derivation, the epoch loop, a checkpoint now and then."""
     logging.getLogger("sonder").setLevel(logging.INFO)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(arguments["cores_per_worker"])
@@ -102,7 +121,7 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
             with checkpoint.as_directory() as directory:
                 run.resume(load_state(Folder.at(directory)))
         reporter = _Reporter(run, limits, arguments)
-        run.fit(limits, on_epoch=reporter)
+        run.fit(limits, on_epoch=reporter, on_pause=reporter.pause)
     finally:
         torch.set_num_threads(threads_before)
 
@@ -121,6 +140,7 @@ def _prepare_run(arguments: Mapping[str, Any]) -> tuple[TrainingRun, Limits]:
         timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us, num_eligible=int(num_eligible[0])
     )
     summary = DataSummary.from_vector(peers.sum_counts(summarise(holdout.visible, vocabulary).to_vector()))
+    content = item_content(vocabulary)
     spec = derive(
         config.encoder,
         config.evaluation,
@@ -128,9 +148,29 @@ def _prepare_run(arguments: Mapping[str, Any]) -> tuple[TrainingRun, Limits]:
         summary,
         reads_time=not manifest["is_ordinal"],
         seed=config.seed,
+        content=content.shape,
     )
-    limits = Limits(config.encoder.max_epochs, config.encoder.patience, config.encoder.max_minutes)
-    return TrainingRun(spec, holdout, summary.targets, peers, categories=item_categories(vocabulary)), limits
+    start, max_epochs = _start(config, spec, vocabulary, content)
+    limits = Limits(max_epochs, config.encoder.patience, config.encoder.max_minutes)
+    run = TrainingRun(spec, holdout, summary.targets, peers, content=content, start=start, device=_device())
+    return run, limits
+
+
+def _start(
+    config: SonderConfig, spec: EncoderSpec, vocabulary: Vocabulary, content: ItemContent
+) -> tuple[dict[str, torch.Tensor] | None, int]:
+    """The weights to go on from, None for new ones, and how many epochs to train."""
+    if config.encoder.parent is None:
+        return None, config.encoder.max_epochs
+    parent = Release.open(Workspace.at(config.workspace), config.encoder.parent)
+    weights = carry_over(load_encoder(parent.encoder), Vocabulary.load(parent.items), spec, vocabulary, content)
+    full_epochs = int(training_of(parent.encoder)["full_epochs"])
+    return weights, min(warm_epochs(full_epochs), config.encoder.max_epochs)
+
+
+def _device() -> torch.device:
+    """The one that Ray gave this worker."""
+    return torch.device(ray.train.torch.get_device())
 
 
 class _Reporter:
@@ -139,16 +179,26 @@ class _Reporter:
     def __init__(self, run: TrainingRun, limits: Limits, arguments: Mapping[str, Any]) -> None:
         self.limits, self.local_storage = limits, arguments["local_storage"]
         self.progress = Folder.at(arguments["progress"])
-        self.reported_at_s = run.progress.seconds
+        self.reported_at_s = run.progress.total_seconds
 
     def __call__(self, run: TrainingRun) -> None:
+        """After an epoch."""
         if run.peers.rank == 0:
             self.progress.write_json(run.progress.history)
-        is_due = run.progress.seconds - self.reported_at_s >= SECONDS_BETWEEN_CHECKPOINTS
-        if not (is_due or run.is_finished(self.limits)):  # both are the same on every worker
-            return
-        self.reported_at_s = run.progress.seconds
-        metrics = dict(run.progress.history[-1])
+        if self._is_due(run, SECONDS_BETWEEN_CHECKPOINTS) or run.is_finished(self.limits):
+            self._report(run)
+
+    def pause(self, run: TrainingRun) -> None:
+        """Within an epoch: an epoch that is soon over is not worth a checkpoint."""
+        if self._is_due(run, SECONDS_BETWEEN_PAUSES):
+            self._report(run)
+
+    def _is_due(self, run: TrainingRun, seconds: float) -> bool:
+        return run.progress.total_seconds - self.reported_at_s >= seconds  # the same on every worker
+
+    def _report(self, run: TrainingRun) -> None:
+        self.reported_at_s = run.progress.total_seconds
+        metrics: dict[str, Any] = {"epoch": run.progress.epoch, "step": run.progress.step}
         if self.local_storage is not None:  # nobody copies the files away
             save_state(run.state(), Folder.at(self.local_storage))
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(self.local_storage))
@@ -188,9 +238,15 @@ def _shown(progress: Folder) -> Iterator[None]:
         watcher.join()
 
 
-def _metrics(state: TrainingState) -> dict[str, Any]:
+def _metrics(state: TrainingState, config: SonderConfig) -> dict[str, Any]:
     progress = state.progress
+    full_epochs = progress.epoch
+    if config.encoder.parent is not None:
+        parent = Release.open(Workspace.at(config.workspace), config.encoder.parent)
+        full_epochs = int(training_of(parent.encoder)["full_epochs"])
     return {
+        "parent": config.encoder.parent,
+        "full_epochs": full_epochs,  # of the training from nothing at the root of its ancestry
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "seconds": round(progress.seconds, 1),

@@ -22,6 +22,7 @@ from sonder.core.ids import unit_interval
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.encoder.batching import tokenise
+from sonder.encoder.content import item_content
 from sonder.encoder.holdout import count_eligible, hold_out
 from sonder.encoder.inference import embed_users
 from sonder.encoder.specification import derive, summarise
@@ -224,16 +225,16 @@ def training_run(world: World) -> TrainingRun:
     summary = summarise(holdout.visible, world.vocabulary)
     config = EncoderConfig(dim=WIDTH, max_length=16, num_negatives=32)
     spec = derive(config, EvaluationConfig(), world.vocabulary, summary, reads_time=True, seed=1)
-    return TrainingRun(spec, holdout, summary.targets)
+    return TrainingRun(spec, holdout, summary.targets, content=item_content(world.vocabulary))
 
 
 def tokens(world: World) -> Mapping[str, Any]:
     """What the encoder learns from and what it reads, as table rows: comparable where the vocabulary is the same."""
     run = training_run(world)
     read = tokenise(world.timelines.before(CUTOFF_US), run.spec)
-    kinds = {"trained on": run.tokens, "read": read, "goals": run.goals}
+    kinds = {"trained on": run.tokens, "read": read, "goals": run.goals, "unwanted": run.unwanted}
     rows = {
-        f"{kind}, {name}": getattr(arrays, name).tobytes()
+        f"{kind}, {name}": np.asarray(getattr(arrays, name)).tobytes()
         for kind, arrays in kinds.items()
         for name in arrays.__dataclass_fields__
     }
@@ -243,7 +244,7 @@ def tokens(world: World) -> Mapping[str, Any]:
 def weights_and_vectors(world: World) -> Mapping[str, Any]:
     run = training_run(world)
     run.fit(Limits(max_epochs=1, patience=1))
-    encoder = run.state().encoder()
+    encoder = run.state().encoder(item_content(world.vocabulary))
     return {"weights": encoder.digest, "users": embed_users(encoder, world.timelines, as_of_us=CUTOFF_US).tobytes()}
 
 

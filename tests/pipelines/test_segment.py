@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 import pipelines.segment
-from pipelines.segment import PARTS, bucket_numbers, read_sample, segment_users
+from pipelines.bucket_tasks import bucket_numbers
+from pipelines.segment import PARTS, read_sample, segment_users
 from pipelines.train import train_encoder
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder

@@ -134,11 +134,11 @@ def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_the_same_weight
 
         original = TrainingRun.train_epoch
 
-        def train_epoch(run):
+        def train_epoch(run, on_pause):
             if run.progress.epoch == 2 and not os.path.exists(marker):
                 open(marker, "w").close()
                 os._exit(1)
-            return original(run)
+            return original(run, on_pause)
 
         TrainingRun.train_epoch = train_epoch
         pipelines.train.SECONDS_BETWEEN_CHECKPOINTS = 0.0
@@ -149,6 +149,73 @@ def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_the_same_weight
     assert Path(marker).exists()
     assert metrics["epochs"] == 4
     assert load_encoder(resumed).digest == load_encoder(whole).digest
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_of_an_epoch_goes_on_from_there(ray_session, configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipelines.train, "MOST_FAILURES", 1)
+    config = configure(max_epochs=3, dropout=0.3)
+    whole, resumed = Folder.at(str(tmp_path / "whole")), Folder.at(str(tmp_path / "resumed"))
+    steps = 3  # of an epoch at least: 120 users of about 8 events, 256 positions a batch
+    train_encoder(config, "walks", whole, cutoff_us=None, num_workers=0)
+
+    loop = pipelines.train.train_loop_per_worker
+    marker, seen = str(tmp_path / "died"), str(tmp_path / "seen")
+
+    def mortal_loop(arguments):  # saved after each step; the process ends in the second epoch's third, the first time
+        import os
+
+        import sonder.encoder.training as training
+
+        training.PAUSE_STEPS, pipelines.train.SECONDS_BETWEEN_PAUSES = 1, 0.0
+        original = TrainingRun._step
+
+        def step(run, *parts):
+            if run.progress.epoch == 1 and run.progress.step_of_epoch == steps - 1 and not os.path.exists(marker):
+                open(marker, "w").close()
+                os._exit(1)
+            with open(seen, "a") as file:
+                file.write(f"{run.progress.epoch}.{run.progress.step_of_epoch} ")
+            return original(run, *parts)
+
+        TrainingRun._step = step
+        loop(arguments)
+
+    monkeypatch.setattr(pipelines.train, "train_loop_per_worker", mortal_loop)
+    metrics = train_encoder(config, "walks", resumed, cutoff_us=None)
+    assert Path(marker).exists()
+    done = Path(seen).read_text().split()
+    assert done.count("0.0") == 1  # the first epoch was not done again
+    assert len(done) <= len(set(done)) + 1  # at most the step after the newest checkpoint was
+    assert metrics["epochs"] == 3
+    assert load_encoder(resumed).digest == load_encoder(whole).digest
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_with_a_sparse_table_learn_what_one_learns(ray_session, configure, tmp_path, monkeypatch):
+    loop = pipelines.train.train_loop_per_worker
+
+    def sparse_loop(arguments):
+        import sonder.encoder.specification as specification
+
+        specification.SPARSE_PAST = 0
+        loop(arguments)
+
+    monkeypatch.setattr(pipelines.train, "train_loop_per_worker", sparse_loop)
+    target = Folder.at(str(tmp_path / "encoder"))
+    metrics = train_encoder(configure(max_epochs=30, patience=30), "walks", target, cutoff_us=None, num_workers=2)
+    assert load_encoder(target).spec.is_sparse
+    assert metrics["validation"]["ndcg_at_10"] > 0.9
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_between_a_least_and_a_most_number_learn(ray_session, configure, tmp_path):
+    config = configure(max_epochs=30, patience=30, num_workers=[1, 2])
+    metrics = train_encoder(config, "walks", Folder.at(str(tmp_path / "encoder")), cutoff_us=None)
+    assert metrics["validation"]["ndcg_at_10"] > 0.9
 
 
 @pytest.mark.ray

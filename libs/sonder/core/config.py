@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sonder.core.errors import ConfigurationError
 
@@ -116,13 +125,17 @@ class EncoderConfig(Section):
     num_heads: int = Field(2, gt=0)
     max_length: int | None = Field(None, gt=0, description="newest events read; covers 95 % of users, 200 at most")
     dropout: float | None = Field(None, ge=0, lt=1, description="from the number of events per parameter")
-    objective: Literal["auto", "next_action", "dense_all_action"] = "auto"
+    objective: Literal["auto", "next_action", "all_action", "dense_all_action"] = "auto"
     num_negatives: int | None = Field(None, gt=0)
     learning_rate: float = Field(2e-3, gt=0)
     max_epochs: int = Field(100, gt=0)
     patience: int = Field(5, gt=0, description="validations without improvement before training stops")
     max_minutes: float | None = Field(None, gt=0, description="stop at the first epoch that ends after it")
-    num_workers: int = Field(1, gt=0)
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1, description="of a training; [least, most] takes what the cluster has and follows it"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products, not of weights")
+    parent: str | None = Field(None, description="release whose weights training goes on from")
 
 
 class InterestsConfig(Section):

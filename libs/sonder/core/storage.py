@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +83,13 @@ class Folder:
 
     # -- single files: written whole or not at all ------------------------------------------------------------
 
+    def open(self) -> Any:
+        """The file, to read parts of it; NotFound if there is none."""
+        try:
+            return self.fs.open(self.path, "rb")
+        except FileNotFoundError as error:
+            raise NotFound(f"No file at {self}") from error
+
     def read_bytes(self) -> bytes:
         try:
             with self.fs.open(self.path, "rb") as file:
@@ -117,6 +127,29 @@ class Folder:
         sink = pa.BufferOutputStream()
         pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=1 << 17, store_schema=True)
         self.write_bytes(sink.getvalue())
+
+    @contextmanager
+    def table_writer(self, schema: pa.Schema, *, repeats: bool = True) -> Iterator[pq.ParquetWriter]:
+        """Write a table in parts that are never in memory together; the file appears if the block ends well.
+
+        `repeats`: whether values repeat, so that a dictionary of them pays; for vectors it costs time and space.
+        """
+        if not self.is_local:  # closing a remote file publishes it, also after an error
+            with tempfile.NamedTemporaryFile(suffix=_SCRATCH) as spool:
+                with pq.ParquetWriter(spool, schema, compression="zstd", use_dictionary=repeats) as writer:
+                    yield writer
+                spool.flush()
+                self.fs.put_file(spool.name, self.path)
+            return
+        self.fs.makedirs(posixpath.dirname(self.path), exist_ok=True)
+        scratch = f"{self.path}.{uuid.uuid4().hex}{_SCRATCH}"
+        try:
+            with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=repeats) as writer:
+                yield writer
+            self.fs.mv(scratch, self.path)
+        finally:
+            if self.fs.exists(scratch):
+                self.fs.rm(scratch)
 
     def digest(self) -> str:
         """32 hex digits over the bytes of this file."""

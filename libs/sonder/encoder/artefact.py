@@ -4,13 +4,14 @@ Shapes: I items of the vocabulary it was trained with, D width.
 An item's score for a user is the cosine of their vectors plus `item_bias`: what it loses for being less popular than
 the most popular item, as of the end of the training data or later (`with_popularity`).
 An item that no user had wanted before the cutoff has `trained_items` False; its vector is what was learnt about its
-category, or zero where nothing was: then it is no candidate.
+content, or zero where nothing was: then it is no candidate.
 Limits: item vectors are derived from the weights on loading, so the two can never disagree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 from sonder.core.errors import ArtefactMismatch
 from sonder.core.ids import digest_bytes
 from sonder.core.storage import Folder
+from sonder.encoder.content import ItemContent
 from sonder.encoder.model import UserEncoder
 from sonder.encoder.specification import EncoderSpec
 from sonder.encoder.trend import log_shares
@@ -30,6 +32,8 @@ WEIGHTS_FILE = "weights.safetensors"
 ENCODER_FILE = "encoder.json"
 POPULARITY_FILE = "popularity.safetensors"
 _TRAINED, _POPULARITY = "trained_items", "popularity"
+_CONTENT = ("features_IF", "vectors_IV", "id_rows_IP")
+_BLOCK_ITEMS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,13 @@ class Encoder:
 
     spec: EncoderSpec
     model: UserEncoder
-    item_vectors: NDArray[np.float32]  # [I, D] unit rows, zero where nothing is known
     trained_items: NDArray[np.bool_]  # [I]
-    candidates: NDArray[np.bool_]  # [I] items with a vector: trained, or like a trained one by category
+    candidates: NDArray[np.bool_]  # [I] items with a vector: trained, or like a trained one by content
     popularity: NDArray[np.float64]  # [I] decayed counts of wanted events
     item_bias: NDArray[np.float32]  # [I] 0 for the most popular item, below for all others
     half_life_us: int  # of the counts; 0: they do not decay
     digest: str  # 16 hex digits over the weights
+    content: ItemContent
 
     @classmethod
     def of(
@@ -53,33 +57,50 @@ class Encoder:
         weights: dict[str, Tensor],
         trained_items: NDArray[np.bool_],
         *,
+        content: ItemContent | None = None,
         popularity: NDArray[np.float64] | None = None,
         half_life_us: int = 0,
     ) -> Encoder:
-        """Build from trained weights; rows of items that were never wanted are cleared. No popularity: all alike."""
-        model = UserEncoder(spec)
+        """Build from trained weights; what the ids of never wanted items hold is cleared. No popularity: all alike."""
+        content = content or ItemContent.nothing(spec.num_items)
+        if content.shape != spec.content:
+            raise ArtefactMismatch(
+                f"Item content of the shape {content.shape}",
+                expected=f"{spec.content}, as the weights were trained with",
+                do="Restore the folder from its release.",
+            )
+        model = UserEncoder(spec, content)
         model.load_state_dict(weights)
         with torch.no_grad():
             trained_I = torch.from_numpy(trained_items)
-            model.items.weight[:-1][~trained_I] = 0
-            vectors = model.item_vectors().numpy().astype(np.float32)
-            candidates = (trained_I | model.resembles(trained_I)).numpy()
-            vectors[~candidates] = 0
+            model.forget_ids(torch.nonzero(~trained_I)[:, 0])
+            candidates = (trained_I | model.teaches(trained_I)).numpy()
         model.eval().requires_grad_(False)
-        content = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+        digest = digest_bytes(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
         counts = np.zeros(spec.num_items) if popularity is None else popularity
         encoder = cls(
             spec,
             model,
-            vectors,
             trained_items,
             candidates,
             counts,
             np.zeros(0, np.float32),
             half_life_us,
-            digest_bytes(content),
+            digest,
+            content,
         )
         return encoder.with_popularity(counts)
+
+    @cached_property
+    def item_vectors(self) -> NDArray[np.float32]:
+        """Unit rows [I, D], zero where nothing is known; made when first asked for."""
+        vectors = np.empty((self.spec.num_items, self.spec.dim), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, self.spec.num_items, _BLOCK_ITEMS):
+                block = self.model.item_vectors(start, min(start + _BLOCK_ITEMS, self.spec.num_items))
+                vectors[start : start + len(block)] = block.numpy()
+        vectors[~self.candidates] = 0
+        return vectors
 
     def with_popularity(self, popularity: NDArray[np.float64]) -> Encoder:
         """The same weights beside newer popularity: decayed counts [I], half-life `half_life_us`."""
@@ -100,11 +121,14 @@ def save_encoder(encoder: Encoder, folder: Folder, *, metrics: dict[str, Any] | 
     tensors = {name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()}
     tensors[_TRAINED] = torch.from_numpy(encoder.trained_items)
     tensors[_POPULARITY] = torch.from_numpy(encoder.popularity)
+    for name in _CONTENT:
+        tensors[name] = torch.from_numpy(getattr(encoder.content, name))
     (folder / WEIGHTS_FILE).write_bytes(save(tensors))
     content = {
         "spec": encoder.spec.to_dict(),
         "digest": encoder.digest,
         "popularity_half_life_us": encoder.half_life_us,
+        "category_paths": encoder.content.paths,
         "training": metrics or {},
     }
     (folder / ENCODER_FILE).write_json(content)
@@ -116,10 +140,13 @@ def load_encoder(folder: Folder) -> Encoder:
     tensors = load((folder / WEIGHTS_FILE).read_bytes())
     trained_items = tensors.pop(_TRAINED).numpy()
     popularity = tensors.pop(_POPULARITY).numpy()
+    spec = EncoderSpec.from_dict(content["spec"])
+    known = {name: tensors.pop(name).numpy() for name in _CONTENT}
     encoder = Encoder.of(
-        EncoderSpec.from_dict(content["spec"]),
+        spec,
         tensors,
         trained_items,
+        content=ItemContent(spec.content, **known, paths=tuple(content["category_paths"])),
         popularity=popularity,
         half_life_us=content["popularity_half_life_us"],
     )
@@ -130,6 +157,12 @@ def load_encoder(folder: Folder) -> Encoder:
             do="Restore the folder from its release, or train again.",
         )
     return encoder
+
+
+def training_of(folder: Folder) -> dict[str, Any]:
+    """How the training of a saved encoder went, as `save_encoder` was told."""
+    training: dict[str, Any] = (folder / ENCODER_FILE).read_json()["training"]
+    return training
 
 
 def save_popularity(popularity: NDArray[np.float64], folder: Folder) -> None:

@@ -18,6 +18,7 @@ from sonder.encoder.specification import EncoderSpec
 from sonder.history.timelines import Timelines
 
 NUM_GAPS = 48  # classes of the time since the previous event, two per doubling of seconds; the first event has none
+NUM_VALUES = 96  # classes of a value, by sign and two per doubling of its size
 NUM_HOURS = 168  # hours of a week, UTC
 _HOUR_US = 3_600_000_000
 _THURSDAY = 72  # 1970-01-01 was a Thursday: hour 72 of a week that starts on Monday
@@ -33,6 +34,7 @@ class Tokens:
     surfaces: NDArray[np.int16]  # [N]
     gaps: NDArray[np.int16]  # [N] log class of the time since the previous token
     hours: NDArray[np.int16]  # [N] hour of the week
+    values: NDArray[np.int16]  # [N] class of the event's value, NUM_VALUES without one
     times_us: NDArray[np.int64]  # [N]
     is_wanted: NDArray[np.bool_]  # [N] of a known item
 
@@ -54,6 +56,7 @@ class Batch:
     surfaces_BT: Tensor
     gaps_BT: Tensor
     hours_BT: Tensor
+    values_BT: Tensor
     positions_BT: NDArray[np.int64]  # index of each token, -1 for padding
 
 
@@ -82,6 +85,7 @@ def tokenise(timelines: Timelines, spec: EncoderSpec) -> Tokens:
         surfaces=surfaces.astype(np.int16),
         gaps=_gap_classes(events),
         hours=((events.times_us // _HOUR_US + _THURSDAY) % NUM_HOURS).astype(np.int16),
+        values=_value_classes(events.values),
         times_us=events.times_us,
         is_wanted=(weights[events.actions] > 0) & (items < spec.num_items),
     )
@@ -125,14 +129,20 @@ def plan_batches(
     return batches
 
 
-def collate(tokens: Tokens, spec: EncoderSpec, starts_B: NDArray[np.int64], stops_B: NDArray[np.int64]) -> Batch:
-    """Gather segments into rectangles."""
+def collate(
+    tokens: Tokens,
+    spec: EncoderSpec,
+    starts_B: NDArray[np.int64],
+    stops_B: NDArray[np.int64],
+    device: torch.device | None = None,
+) -> Batch:
+    """Gather segments into rectangles, on the device if one is named."""
     grid_BT = starts_B[:, None] + np.arange(int((stops_B - starts_B).max()))[None, :]
     is_real_BT = grid_BT < stops_B[:, None]
     inside_BT = np.where(is_real_BT, grid_BT, 0)
 
     def rows(values_N: NDArray[np.int32] | NDArray[np.int16], padding: int) -> Tensor:
-        return torch.from_numpy(np.where(is_real_BT, values_N[inside_BT], padding).astype(np.int64))
+        return torch.from_numpy(np.where(is_real_BT, values_N[inside_BT], padding).astype(np.int64)).to(device)
 
     return Batch(
         items_BT=rows(tokens.items, spec.num_items),
@@ -140,6 +150,7 @@ def collate(tokens: Tokens, spec: EncoderSpec, starts_B: NDArray[np.int64], stop
         surfaces_BT=rows(tokens.surfaces, spec.num_surfaces),
         gaps_BT=rows(tokens.gaps, NUM_GAPS),
         hours_BT=rows(tokens.hours, NUM_HOURS),
+        values_BT=rows(tokens.values, NUM_VALUES),
         positions_BT=np.where(is_real_BT, grid_BT, -1),
     )
 
@@ -151,3 +162,11 @@ def _gap_classes(events: Timelines) -> NDArray[np.int16]:
     is_first = np.zeros(len(seconds), dtype=bool)
     is_first[events.offsets[:-1][events.lengths > 0]] = True
     return np.where(is_first, 0, classes).astype(np.int16)
+
+
+def _value_classes(values_N: NDArray[np.float64]) -> NDArray[np.int16]:
+    """By sign and logarithm: 0 up to a tenth, then half doublings to about a million; the same again below zero."""
+    half = NUM_VALUES // 2
+    sizes = np.clip(np.rint(2 * np.log2(np.maximum(np.abs(values_N), 1e-9)) + 7), 0, half - 1)
+    classes = np.where(values_N < 0, half + sizes, sizes)
+    return np.where(np.isfinite(values_N), classes, NUM_VALUES).astype(np.int16)

@@ -7,17 +7,21 @@ readable ones gets the zero vector, and the caller decides what cold users get.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sonder.encoder.artefact import Encoder
-from sonder.encoder.batching import Tokens, collate, newest_segments, plan_batches, tokenise
+from sonder.encoder.batching import Batch, Tokens, collate, newest_segments, plan_batches, tokenise
 from sonder.encoder.model import UserEncoder
 from sonder.encoder.specification import EncoderSpec
 from sonder.history.timelines import Timelines
 
-_BATCH_TOKENS = 1 << 14
+TOKENS_PER_THREAD = 1 << 10  # activations that stay in a core's cache: twice as fast as 1 << 14 at width 64
+_COLLATED_AT_ONCE = 32  # batches; taking turns after each one costs a tenth more, the caches are never warm
 
 
 def embed_users(encoder: Encoder, timelines: Timelines, *, as_of_us: int) -> NDArray[np.float32]:
@@ -34,15 +38,25 @@ def embed_users(encoder: Encoder, timelines: Timelines, *, as_of_us: int) -> NDA
 def embed_tokens(model: UserEncoder, spec: EncoderSpec, tokens: Tokens) -> NDArray[np.float32]:
     """State of the newest token of each user -> [U, D], zero for a user without tokens."""
     vectors_UD = np.zeros((tokens.num_users, spec.dim), dtype=np.float32)
-    users_S = np.flatnonzero(tokens.lengths)
-    segments = newest_segments(tokens, spec.max_length)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for rows in plan_batches(segments.lengths, _BATCH_TOKENS, np.arange(len(users_S))):
-            batch = collate(tokens, spec, segments.starts[rows], segments.stops[rows])
-            states_BTD = model(batch)
-            newest = torch.from_numpy(segments.lengths[rows] - 1)
-            vectors_UD[users_S[rows]] = states_BTD[torch.arange(len(rows)), newest].numpy()
+        batches = newest_batches(tokens, spec, model.device)
+        while collated := list(islice(batches, _COLLATED_AT_ONCE)):
+            for users_B, newest_B, batch in collated:
+                states_BD = model(batch)[torch.arange(len(users_B)), torch.from_numpy(newest_B)]
+                vectors_UD[users_B] = states_BD.cpu().numpy()
     model.train(was_training)
     return vectors_UD
+
+
+def newest_batches(
+    tokens: Tokens, spec: EncoderSpec, device: torch.device | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Batch]]:
+    """What the model is given: rows of the users [B], position of the newest token of each [B], their batch."""
+    users_S = np.flatnonzero(tokens.lengths)
+    segments = newest_segments(tokens, spec.max_length)
+    batch_tokens = TOKENS_PER_THREAD * torch.get_num_threads()
+    for rows in plan_batches(segments.lengths, batch_tokens, np.arange(len(users_S))):
+        batch = collate(tokens, spec, segments.starts[rows], segments.stops[rows], device)
+        yield users_S[rows], segments.lengths[rows] - 1, batch

@@ -15,29 +15,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sonder.encoder.batching import NUM_GAPS, NUM_HOURS, Batch
+from sonder.encoder.batching import NUM_GAPS, NUM_HOURS, NUM_VALUES, Batch
+from sonder.encoder.content import PROBES, ItemContent
 from sonder.encoder.specification import EncoderSpec
 
-ID_DROPOUT = 0.1  # share of items that are read by their category alone in training, as an item that is new will be
+ID_DROPOUT = 0.1  # share of items that are read by their content alone in training, as an item that is new will be
 HOTTEST, COLDEST = 0.03, 1.0  # temperatures; below the first, exp() of a cosine difference leaves float32
 
 
 class UserEncoder(nn.Module):
-    """Item table, token embeddings and blocks. `item_vectors` and the states are compared by cosine."""
+    """Item table, token embeddings and blocks. The item vectors and the states are compared by cosine."""
 
-    def __init__(self, spec: EncoderSpec) -> None:
+    def __init__(self, spec: EncoderSpec, content: ItemContent | None = None) -> None:
+        """`content` None: nothing is known of any item but its id, and `spec.content` says so."""
         super().__init__()
+        shape = spec.content
+        self.num_items, self.dim = spec.num_items, spec.dim
         self.scale = math.sqrt(spec.dim)
         self.dropout = spec.dropout
-        self.items = _table(spec.num_items, spec.dim)
-        self.categories: nn.Embedding | None = None
-        if spec.num_levels:
-            self.categories = _table(spec.num_categories, spec.dim, std=1 / math.sqrt(spec.dim * spec.num_levels))
-            nothing = torch.full((spec.num_items + 1, spec.num_levels), spec.num_categories)
-            self.item_paths: Tensor
-            self.register_buffer("item_paths", nothing)  # rows of `categories`, set before training
+        self.casts = spec.precision == "bfloat16"
+        self.items = _table(
+            shape.num_id_rows or spec.num_items,
+            spec.dim,
+            std=1 / math.sqrt(spec.dim * (PROBES if shape.num_id_rows else 1)),
+            is_sparse=spec.is_sparse,
+        )
+        self.features: nn.Embedding | None = None
+        if shape.num_features:
+            self.features = _table(shape.num_rows, spec.dim, std=1 / math.sqrt(spec.dim * shape.num_features))
+        self.given = nn.Linear(shape.vector_width, spec.dim, bias=False) if shape.vector_width else None
+        if self.given is not None:
+            nn.init.normal_(self.given.weight, std=1 / math.sqrt(spec.dim))
+        self.feature_rows: Tensor
+        self.vectors: Tensor
+        self.id_rows: Tensor | None
+        self.is_known: Tensor | None
+        self._place(content or ItemContent.nothing(spec.num_items))
         self.actions = _table(spec.num_actions, spec.dim)
         self.surfaces = _table(spec.num_surfaces, spec.dim) if spec.num_surfaces else None
+        self.values = _table(NUM_VALUES, spec.dim) if spec.reads_value else None
         self.gaps = _table(NUM_GAPS, spec.dim) if spec.reads_time else None
         self.hours = _table(NUM_HOURS, spec.dim) if spec.reads_time else None
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_blocks))
@@ -45,6 +61,10 @@ class UserEncoder(nn.Module):
         self.recall = Recall(spec) if spec.recalls else None
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         self.popularity_weight = nn.Parameter(torch.ones(()))
+
+    @property
+    def device(self) -> torch.device:
+        return self.items.weight.device
 
     @property
     def temperature(self) -> Tensor:
@@ -65,50 +85,74 @@ class UserEncoder(nn.Module):
         x_BTD = items_BTD + self.actions(batch.actions_BT)
         if self.surfaces is not None:
             x_BTD = x_BTD + self.surfaces(batch.surfaces_BT)
+        if self.values is not None:
+            x_BTD = x_BTD + self.values(batch.values_BT)
         if self.gaps is not None and self.hours is not None:
             x_BTD = x_BTD + self.gaps(batch.gaps_BT) + self.hours(batch.hours_BT)
         x_BTD = drop(x_BTD * self.scale, self.dropout, self.training)
-        cos_sin = _rotations(x_BTD.shape[1], self.blocks[0].head_dim)  # type: ignore[arg-type]
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cos_sin)
+        cos_sin = _rotations(x_BTD.shape[1], self.blocks[0].head_dim, x_BTD.device)  # type: ignore[arg-type]
+        with torch.autocast(x_BTD.device.type, torch.bfloat16, enabled=self.casts):
+            for block in self.blocks:
+                x_BTD = block(x_BTD, cos_sin)
         x_BTD = self.norm(x_BTD)
         if self.recall is not None:
             x_BTD = x_BTD / self.scale + self.recall(x_BTD, items_BTD, batch.actions_BT)
         return functional.normalize(x_BTD, dim=-1)
 
     def item_rows(self, items: Tensor, *, forgets: bool = False) -> Tensor:
-        """What is learnt about each item alone, plus what is learnt about each level of its category -> [..., D].
+        """What is learnt about each item alone, plus what is learnt about its content -> [..., D].
 
-        A training step `forgets` some of the first, so that a category alone is worth what it says.
+        A training step `forgets` some of the first, so that content alone is worth what it says.
         """
-        rows: Tensor = self.items(items)
-        if self.categories is None:
+        rows: Tensor = self.items(items) if self.id_rows is None else self.items(self.id_rows[items]).sum(dim=-2)
+        if self.is_known is None:
             return rows
-        paths = self.item_paths[items]
         if forgets:
-            is_new = torch.rand(items.shape) < ID_DROPOUT
-            rows = rows.masked_fill((is_new & (paths[..., 0] < self.categories.num_embeddings - 1))[..., None], 0.0)
-        levels: Tensor = self.categories(paths)
-        return rows + levels.sum(dim=-2)
+            is_new = torch.rand(items.shape, device=items.device) < ID_DROPOUT
+            rows = rows.masked_fill((is_new & self.is_known[items])[..., None], 0.0)
+        if self.features is not None:
+            rows = rows + self.features(self.feature_rows[items]).sum(dim=-2)
+        if self.given is not None:
+            rows = rows + self.given(self.vectors[items])
+        return rows
 
-    def place_items(self, paths_IL: Tensor) -> None:
-        """Set the place of each item in the taxonomy."""
-        if self.categories is not None:
-            self.item_paths[:-1] = paths_IL
+    def teaches(self, trained_I: Tensor) -> Tensor:
+        """Items of whose content something was learnt from the trained ones -> bool [I]."""
+        is_taught_I = torch.zeros_like(trained_I)
+        if self.features is not None:
+            is_taught_R = torch.zeros(self.features.num_embeddings, dtype=torch.bool)
+            is_taught_R[self.feature_rows[:-1][trained_I].flatten()] = True
+            is_taught_R[-1] = False
+            is_taught_I |= is_taught_R[self.feature_rows[:-1]].any(dim=1)
+        if self.given is not None:
+            has_vector_I = self.vectors[:-1].any(dim=1)
+            is_taught_I |= has_vector_I & (has_vector_I & trained_I).any()
+        return is_taught_I
 
-    def resembles(self, trained_I: Tensor) -> Tensor:
-        """Whether some level of each item's category holds an item that was trained -> bool [I]."""
-        if self.categories is None:
-            return torch.zeros_like(trained_I)
-        num = self.categories.num_embeddings - 1
-        is_taught = torch.zeros(num + 1, dtype=torch.bool)
-        is_taught[self.item_paths[:-1][trained_I].flatten()] = True
-        is_taught[num] = False
-        return is_taught[self.item_paths[:-1]].any(dim=1)
+    def item_vectors(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Unit vectors of the items from `start` up to `stop`, by default of all -> [I, D]."""
+        items = torch.arange(start, self.num_items if stop is None else stop, device=self.device)
+        return functional.normalize(self.item_rows(items), dim=-1)
 
-    def item_vectors(self) -> Tensor:
-        """Unit vectors of all items -> [I, D]."""
-        return functional.normalize(self.item_rows(torch.arange(self.items.num_embeddings - 1)), dim=-1)
+    def forget_ids(self, items: Tensor) -> None:
+        """Take away what the table holds of some items' ids: nothing was learnt there."""
+        if self.id_rows is None:
+            self.items.weight[items] = 0
+        else:
+            self.id_rows = self.id_rows.clone()
+            self.id_rows[items] = self.items.num_embeddings - 1
+
+    def _place(self, content: ItemContent) -> None:
+        """Hold the content as tensors that are no weights."""
+        has_content = bool(content.shape.num_features or content.shape.vector_width)
+        tensors: dict[str, Tensor | None] = {
+            "feature_rows": torch.from_numpy(content.features_IF),
+            "vectors": torch.from_numpy(content.vectors_IV),
+            "id_rows": torch.from_numpy(content.id_rows_IP) if content.shape.num_id_rows else None,
+            "is_known": torch.from_numpy(content.is_known) if has_content else None,
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
 
 
 class Recall(nn.Module):
@@ -169,23 +213,25 @@ def drop(x: Tensor, share: float, is_training: bool) -> Tensor:
     threshold = round(share * 256)
     if not is_training or threshold == 0:
         return x
+    if x.device.type != "cpu":
+        return functional.dropout(x, share)
     words = torch.randint(-(2**63), 2**63 - 1, (x.numel() // 8 + 1,), dtype=torch.int64)
     keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
-    return x * (keep.to(x.dtype) * (256 / (256 - threshold))).to(x.device)
+    return x * (keep.to(x.dtype) * (256 / (256 - threshold)))
 
 
-def _table(num: int, dim: int, *, std: float | None = None) -> nn.Embedding:
+def _table(num: int, dim: int, *, std: float | None = None, is_sparse: bool = False) -> nn.Embedding:
     """`num` rows, about unit vectors unless told, and a last one that is zero for ever."""
-    table = nn.Embedding(num + 1, dim, padding_idx=num)
+    table = nn.Embedding(num + 1, dim, padding_idx=num, sparse=is_sparse)
     nn.init.normal_(table.weight, std=1 / math.sqrt(dim) if std is None else std)
     with torch.no_grad():
         table.weight[num].zero_()
     return table
 
 
-def _rotations(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
-    angles = torch.arange(length)[:, None] * frequencies[None, :]
+def _rotations(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
+    angles = torch.arange(length, device=device)[:, None] * frequencies[None, :]
     return angles.cos(), angles.sin()
 
 

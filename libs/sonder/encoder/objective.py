@@ -1,13 +1,18 @@
 """What each event shall predict, against what, and the loss.
 
-Shapes: N tokens, G wanted tokens, M predictions of a batch, K shared negatives, D width, I items.
+Shapes: N tokens, G goals, M predictions of a batch, H of these beside an unwanted item, K shared negatives, D width,
+I items.
 next_action        the next wanted item after the event
+all_action         wanted items of a window, from the one event of each user that a whole window follows
 dense_all_action   a wanted item of the window after the event, drawn anew each epoch (PinnerFormer, 2022)
 Negatives are drawn half uniformly, half by popularity (what in-batch negatives are in expectation, without their
 coupling), once for the whole batch, so the loss is one matrix product. A drawn item stands for 1 / P(drawn) of its
 kind (logQ correction); an item that the event may yet have to predict is never its negative.
-A prediction counts as much as the action it wants weighs (`events.action_weights`).
+A prediction counts as much as the action it wants weighs (`events.action_weights`). Where the user will also say what
+he does not want (a hide), the wanted item has to win against that one too (a pairwise logistic term, BPR, 2009), which
+counts as much as the hide weighs.
 Limits: with every item drawn this is the full softmax, exactly; below, its log-partition is slightly underestimated.
+P(drawn) comes from exact counts of all items, eight bytes each: a sketch would save nothing beside the item table.
 """
 
 from __future__ import annotations
@@ -19,22 +24,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from sonder.encoder.batching import Tokens
 from sonder.encoder.specification import EncoderSpec
 
 Cells = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows, ascending, and slots
+MOST_AT_ONCE = 16  # goals that one event predicts in an epoch under `all_action`
 _CHUNK_CELLS = 1 << 19  # scores of the loss that are held at once: 2 MiB stay in the processor's cache
 
 
 @dataclass(frozen=True)
-class Goals:
-    """Positives of token n: `items[firsts[n]:stops[n]]`; none if the run is empty."""
+class Draws:
+    """The goals that were drawn for each token in one epoch: `places[offsets[n]:offsets[n + 1]]` of token n."""
 
-    items: NDArray[np.int32]  # [G] the wanted items, user by user, oldest first
-    weights: NDArray[np.float32]  # [G] of their actions, above 0
+    offsets: NDArray[np.int64]  # [N + 1]
+    places: NDArray[np.int64]  # into the items of the goals
+
+    def at(self, positions_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Cells, ascending, that predict, and the place of each one's goal [M]; position -1 predicts nothing."""
+        inside_C = np.maximum(positions_C, 0)
+        num_C = np.where(positions_C >= 0, self.offsets[inside_C + 1] - self.offsets[inside_C], 0)
+        cells_M, within_M = _spread(num_C)
+        return cells_M, self.places[self.offsets[positions_C[cells_M]] + within_M]
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What the user of token n does later: `items[firsts[n]:stops[n]]`; nothing if the run is empty."""
+
+    items: NDArray[np.int32]  # [G] user by user, oldest first
+    weights: NDArray[np.float32]  # [G] of their actions, without the sign
     firsts: NDArray[np.int64]  # [N]
     stops: NDArray[np.int64]  # [N]
+    most: int = 1  # draws for a token
 
     def ends(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """One past the newest token of each user that has a goal [U]: later ones need not be computed in training."""
@@ -43,36 +66,59 @@ class Goals:
         ends: NDArray[np.int64] = np.maximum(newest[offsets[1:]], offsets[:-1])
         return ends
 
-    def draw(self, random: np.random.Generator) -> NDArray[np.int64]:
-        """The place in `items` of one positive per token [N], -1 where there is none."""
-        num = self.stops - self.firsts
-        picked = self.firsts + (random.random(len(num)) * num).astype(np.int64)
-        return np.where(num > 0, picked, -1)
+    def draw(self, random: np.random.Generator) -> Draws:
+        """One goal of each token that has any, or up to `most` of them."""
+        num_N = self.stops - self.firsts
+        tokens, _ = _spread(np.minimum(num_N, self.most))
+        picked = self.firsts[tokens] + (random.random(len(tokens)) * num_N[tokens]).astype(np.int64)
+        return Draws(np.concatenate(([0], np.cumsum(np.minimum(num_N, self.most)))), picked)
 
     def of(self, positions_M: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """All positives of some tokens as pairs (row of the token, item)."""
-        num_M = self.stops[positions_M] - self.firsts[positions_M]
-        rows = np.repeat(np.arange(len(positions_M)), num_M)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(num_M) - num_M, num_M)
+        """All goals of some tokens as pairs (row of the token, item)."""
+        rows, within = _spread(self.stops[positions_M] - self.firsts[positions_M])
         return rows, self.items[self.firsts[positions_M][rows] + within]
 
 
-def set_goals(tokens: Tokens, spec: EncoderSpec) -> Goals:
-    """Find the positives of every token."""
-    wanted_before = np.concatenate(([0], np.cumsum(tokens.is_wanted, dtype=np.int64)))
+def set_goals(tokens: Tokens, spec: EncoderSpec, *, unwanted: bool = False) -> Goals:
+    """Find what every token shall predict, or (`unwanted`) what it shall not."""
+    weights_N = np.asarray([*spec.action_weights, 0.0], dtype=np.float32)[tokens.actions]
+    is_goal = (weights_N < 0) & (tokens.items < spec.num_items) if unwanted else tokens.is_wanted
+    before = np.concatenate(([0], np.cumsum(is_goal, dtype=np.int64)))
     index_N = np.arange(len(tokens.items))
     user_stops_N = np.repeat(tokens.offsets[1:], tokens.lengths)
-    firsts = wanted_before[index_N + 1]
+    firsts = before[index_N + 1]
     if spec.objective == "next_action":
-        stops = np.minimum(firsts + 1, wanted_before[user_stops_N])
+        stops = np.minimum(firsts + 1, before[user_stops_N])
     else:
-        stops = wanted_before[_window_stops(tokens, spec.window_us)]
+        stops = np.maximum(before[_window_stops(tokens, spec.window_us)], firsts)
+    if spec.objective == "all_action":
+        stops = np.where(_before_a_window(tokens, spec.window_us, stops > firsts), stops, firsts)
     return Goals(
-        items=tokens.items[tokens.is_wanted],
-        weights=np.asarray(spec.action_weights, dtype=np.float32)[tokens.actions[tokens.is_wanted]],
+        items=tokens.items[is_goal],
+        weights=np.abs(weights_N[is_goal]),
         firsts=firsts,
-        stops=np.maximum(stops, firsts),
+        stops=stops,
+        most=MOST_AT_ONCE if spec.objective == "all_action" else 1,
     )
+
+
+def _before_a_window(tokens: Tokens, window_us: int, has_goal_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Each user's newest token with goals that a whole window follows; where none is, his newest with goals [N]."""
+    is_whole = tokens.times_us <= tokens.times_us.max(initial=0) - window_us
+    index_N = np.arange(1, len(has_goal_N) + 1)
+    chosen = np.zeros(len(has_goal_N) + 1, dtype=bool)
+    newest_U = np.zeros(tokens.num_users, dtype=np.int64)
+    for mask in (has_goal_N & is_whole, has_goal_N):
+        newest = np.maximum.accumulate(np.concatenate(([0], np.where(mask, index_N, 0))))[tokens.offsets[1:]]
+        newest_U = np.where(newest_U > 0, newest_U, np.where(newest > tokens.offsets[:-1], newest, 0))
+    chosen[newest_U] = True
+    return chosen[1:]
+
+
+def _spread(num_R: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows repeated as often as told, ascending, and the count within each row."""
+    rows = np.repeat(np.arange(len(num_R)), num_R)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(num_R) - num_R, num_R)
 
 
 def _window_stops(tokens: Tokens, window_us: int) -> NDArray[np.int64]:
@@ -98,14 +144,17 @@ class Negatives:
 class NegativeSampler:
     """Draws the shared negatives of a batch."""
 
-    def __init__(self, target_counts_I: NDArray[np.int64], drawn_from: NDArray[np.int32], num: int) -> None:
+    def __init__(
+        self, target_counts_I: NDArray[np.int64], drawn_from: NDArray[np.int32], num: int, *, corrects: bool = True
+    ) -> None:
+        """`drawn_from` holds an item once for each time that it was wanted; `corrects` False leaves logQ out."""
         self.pool = np.flatnonzero(target_counts_I)
         self.drawn_from = drawn_from
         share = target_counts_I / max(int(target_counts_I.sum()), 1)
         self.draws_all = num >= len(self.pool)
         self.half = max(num // 2, 1)
         missed = self.half * (np.log1p(-1 / max(len(self.pool), 2)) + np.log1p(-np.minimum(share, 1 - 1e-9)))
-        self.log_q = np.log(-np.expm1(missed)).astype(np.float32)
+        self.log_q = np.log(-np.expm1(missed)).astype(np.float32) * np.float32(corrects)
 
     def draw(self, random: np.random.Generator) -> Negatives:
         if self.draws_all:
@@ -167,6 +216,14 @@ def sampled_softmax(
     return loss
 
 
+def loses_to_unwanted(
+    states_HD: Tensor, wanted_HD: Tensor, unwanted_HD: Tensor, scale: Tensor, weights_H: Tensor
+) -> Tensor:
+    """Weighted sum of -log of the probability that the wanted item is liked better than the unwanted one."""
+    lead_H = scale * (states_HD * (wanted_HD - unwanted_HD)).sum(dim=-1)
+    return (functional.softplus(-lead_H) * weights_H).sum()
+
+
 class _SampledSoftmax(torch.autograd.Function):
     """Loss and gradients in one pass over chunks of rows: the score matrix never leaves the cache.
 
@@ -202,7 +259,8 @@ class _SampledSoftmax(torch.autograd.Function):
             expected = torch.index_select(bias_PK, 0, points_M[part], out=buffer[: stop - start])
             expected.addmm_(hot_MD[part], negatives_KD.T).exp_()
             low, high = np.searchsorted(rows, (start, stop))
-            expected[torch.from_numpy(rows[low:high] - start), torch.from_numpy(slots[low:high])] = 0
+            own = torch.from_numpy(np.stack([rows[low:high] - start, slots[low:high]])).to(expected.device)
+            expected[own[0], own[1]] = 0
             partition_M[part] = expected.sum(dim=1) + positive_M[part]
             popular_M[part] = _expected_popularity(expected, popularity_PK, points_M[part])
             torch.mm(expected, negatives_KD, out=to_hot_MD[part])

@@ -40,8 +40,10 @@ class Peers:
         return float(self._reduce(np.asarray([value]), "max")[0])
 
     def share_gradients(self, module: nn.Module) -> nn.Module:
-        """Average the gradients of each step over the workers."""
-        return module if self.world == 1 else DistributedDataParallel(module)
+        """Average the gradients of each step over the workers; sparse ones travel as lists of rows."""
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, broadcast_buffers=False)  # they never change
 
     def _reduce(self, values: NDArray[np.int64] | NDArray[np.float64], how: str) -> NDArray[np.float64]:
         total = np.asarray(values, dtype=np.float64).copy()

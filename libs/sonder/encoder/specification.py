@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from sonder.core.config import EncoderConfig, EvaluationConfig
 from sonder.core.errors import ArtefactMismatch
-from sonder.encoder.categories import item_categories
+from sonder.encoder.content import NOTHING_KNOWN, ContentShape, item_content
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
 
 LONGEST = 200  # events; past it attention costs more than it brings on every public log
+SPARSE_PAST = 16  # times the rows that a step may touch: from there on it pays to leave the others alone
 RARELY = 0.05  # of the wanted events: where fewer are repeats, lists leave out what the user had
-Objective = Literal["next_action", "dense_all_action"]
+HAVE_VALUES = 0.01  # of the readable events: below, values are not read
+Objective = Literal["next_action", "all_action", "dense_all_action"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,12 @@ class EncoderSpec:
     excludes_seen: bool  # whether validation ranks only items that are new to the user
     recalls: bool  # whether states start from the vectors of what the user wanted
     seed: int
-    num_categories: int = 0  # of all levels of the taxonomy
-    num_levels: int = 0
+    content: ContentShape = NOTHING_KNOWN
+    reads_value: bool = False  # whether an event's value is part of its token
+    has_unwanted: bool = False  # whether events of the log say what is not wanted: the loss counts them
+    corrects_log_q: bool = True  # False only to show what it costs
+    is_sparse: bool = False  # whether a step touches the rows of the item table that it needs, and no others
+    precision: Precision = "float32"  # of the blocks and of the loss's products; weights are float32 always
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +65,11 @@ class EncoderSpec:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> EncoderSpec:
         try:
-            return cls(**{**content, "action_weights": tuple(content["action_weights"])})
+            parts = {
+                "action_weights": tuple(content["action_weights"]),
+                "content": ContentShape(**content["content"]),
+            }
+            return cls(**{**content, **parts})
         except (TypeError, KeyError) as error:
             raise ArtefactMismatch(
                 f"An encoder specification that this version cannot read: {error}",
@@ -74,18 +85,23 @@ class DataSummary:
     lengths: NDArray[np.int64]  # [LONGEST + 1] users by number of readable events, longer ones in the last
     targets: NDArray[np.int64]  # [I] wanted events by item
     repeats: int  # wanted events of an item that the user had already
+    readable: int  # events with a wish in them
+    unwanted: int  # of these, the ones that say what is not wanted
+    valued: int  # of these, the ones with a value
 
     @property
     def num_wanted(self) -> int:
         return int(self.targets.sum())
 
     def to_vector(self) -> NDArray[np.int64]:
-        """Flat form that workers add up: lengths, targets, repeats."""
-        return np.concatenate([self.lengths, self.targets, [self.repeats]])
+        """Flat form that workers add up: lengths, targets, and the four numbers."""
+        numbers = [self.repeats, self.readable, self.unwanted, self.valued]
+        return np.concatenate([self.lengths, self.targets, numbers])
 
     @classmethod
     def from_vector(cls, vector: NDArray[np.int64]) -> DataSummary:
-        return cls(lengths=vector[: LONGEST + 1], targets=vector[LONGEST + 1 : -1], repeats=int(vector[-1]))
+        repeats, readable, unwanted, valued = (int(number) for number in vector[-4:])
+        return cls(vector[: LONGEST + 1], vector[LONGEST + 1 : -4], repeats, readable, unwanted, valued)
 
 
 def summarise(timelines: Timelines, vocabulary: Vocabulary) -> DataSummary:
@@ -99,6 +115,9 @@ def summarise(timelines: Timelines, vocabulary: Vocabulary) -> DataSummary:
         lengths=np.bincount(lengths[lengths > 0], minlength=LONGEST + 1),
         targets=np.bincount(wanted.items, minlength=vocabulary.num_items),
         repeats=int((np.diff(pairs) == 0).sum()),
+        readable=readable.num_events,
+        unwanted=readable.num_events - wanted.num_events,
+        valued=int(np.isfinite(readable.values).sum()),
     )
 
 
@@ -110,13 +129,16 @@ def derive(
     *,
     reads_time: bool,
     seed: int,
+    content: ContentShape | None = None,
 ) -> EncoderSpec:
-    """Fill every open dial from the data."""
+    """Fill every open dial from the data. `content` None: all that the vocabulary has."""
     by_protocol: Objective = "dense_all_action" if evaluation.protocol == "temporal" else "next_action"
     objective = by_protocol if config.objective == "auto" else config.objective
     per_item = summary.num_wanted / max(int((summary.targets > 0).sum()), 1)
     batch_tokens = _power_of_two(summary.num_wanted / 100, lowest=256, highest=8192)
-    categories = item_categories(vocabulary)
+    num_negatives = config.num_negatives or 2048
+    content = item_content(vocabulary).shape if content is None else content
+    num_rows = content.num_id_rows or vocabulary.num_items
     steps_per_epoch = max(summary.num_wanted / batch_tokens, 1.0)
     is_repeating = summary.repeats >= RARELY * max(summary.num_wanted, 1)
     return EncoderSpec(
@@ -132,7 +154,7 @@ def derive(
         dropout=_dropout(per_item) if config.dropout is None else config.dropout,
         objective=objective,
         window_us=evaluation.test_days * MICROSECONDS_PER_DAY if objective == "dense_all_action" else 0,
-        num_negatives=config.num_negatives or 2048,
+        num_negatives=num_negatives,
         batch_tokens=batch_tokens,
         learning_rate=config.learning_rate,
         weight_decay=0.01,
@@ -140,8 +162,11 @@ def derive(
         excludes_seen=not is_repeating,
         recalls=is_repeating,
         seed=seed,
-        num_categories=categories.num,
-        num_levels=categories.num_levels,
+        content=content,
+        reads_value=summary.valued >= max(HAVE_VALUES * summary.readable, 1),
+        has_unwanted=summary.unwanted > 0,
+        is_sparse=num_rows > SPARSE_PAST * (2 * batch_tokens + num_negatives),
+        precision=config.precision,
     )
 
 

@@ -1,13 +1,17 @@
 """The epoch loop: train, average the weights, validate, keep the best, stop when it no longer gets better.
 
-A run is a function of its specification, its data and its number of workers: the random numbers of an epoch depend
-on the seed, the epoch and the worker alone, so a run that is resumed after any epoch ends with the same weights as
-one that was never interrupted. What validates and what is kept is the running average of the weights over about one
-epoch, which takes the place of a falling learning rate and needs no known end.
+A run is a function of its specification, its data and its number of workers: the random numbers of a step depend on
+the seed, the epoch, the worker and the step alone, so a run that is resumed after any step ends with the same weights
+as one that was never interrupted. What validates and what is kept is the running average of the weights over about
+one epoch, which takes the place of a falling learning rate and needs no known end.
+Negatives are each worker's own: none leaves it, and a user's events are all on one worker, so what masks a user's own
+positives within a worker masks them everywhere.
+Limits: a run that goes on with another number of workers is cut into other batches from that step on.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable
@@ -21,19 +25,23 @@ from torch.nn import functional
 
 from sonder.core.errors import DataError
 from sonder.encoder.batching import Batch, Segments, Tokens, all_segments, collate, plan_batches, tokenise
-from sonder.encoder.categories import ItemCategories
 from sonder.encoder.checkpoint import Progress, TrainingState
+from sonder.encoder.content import ItemContent
 from sonder.encoder.holdout import Holdout
 from sonder.encoder.model import UserEncoder
 from sonder.encoder.objective import (
+    Cells,
+    Draws,
     Goals,
     Negatives,
     NegativeSampler,
     Popularity,
+    loses_to_unwanted,
     own_positives,
     sampled_softmax,
     set_goals,
 )
+from sonder.encoder.optimiser import Optimiser, RunningAverage
 from sonder.encoder.peers import Peers
 from sonder.encoder.specification import EncoderSpec
 from sonder.encoder.trend import Trend, constant_trend, fit_trend
@@ -41,6 +49,7 @@ from sonder.encoder.validation import Exam, examine
 
 logger = logging.getLogger("sonder.encoder")
 WARM_UP_STEPS = 100
+PAUSE_STEPS = 64  # between two chances to save the state within an epoch
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,24 @@ class TrainingRun:
         target_counts_I: NDArray[np.int64],
         peers: Peers | None = None,
         *,
-        categories: ItemCategories | None = None,
+        content: ItemContent | None = None,
+        start: dict[str, Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """`target_counts_I` counts the wanted events of all workers' training data."""
-        self.spec, self.peers = spec, peers or Peers()
+        """`target_counts_I` counts the wanted events of all workers' training data.
+
+        `start` holds the weights to go on from (`sonder.encoder.warm_start`); None: new ones.
+        """
+        self.spec, self.peers, self.device = spec, peers or Peers(), device or torch.device("cpu")
         self.is_trained_I = target_counts_I > 0
         self.tokens: Tokens = tokenise(holdout.visible, spec)
         self.goals: Goals = set_goals(self.tokens, spec)
+        self.unwanted: Goals | None = set_goals(self.tokens, spec, unwanted=True) if spec.has_unwanted else None
         self.ends_U = self.goals.ends(self.tokens.offsets)
         self.exam = Exam.of(holdout.validation, spec)
-        self.sampler = NegativeSampler(target_counts_I, self.goals.items, spec.num_negatives)
+        self.sampler = NegativeSampler(
+            target_counts_I, self.goals.items, spec.num_negatives, corrects=spec.corrects_log_q
+        )
         if self.peers.max(float(len(self.goals.items) == 0)):
             raise DataError(
                 "A training worker has no wanted event to learn from",
@@ -84,32 +101,47 @@ class TrainingRun:
         self.exam_shares_I = self.log_shares_PI[int(self.trend.points_at(exam_us)[0])]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
-            self.model = UserEncoder(spec)
-            if categories is not None:
-                self.model.place_items(torch.from_numpy(categories.paths_IL))
-            self.average = UserEncoder(spec).requires_grad_(False)
-        self.average.load_state_dict(self.model.state_dict())
-        self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
-        self.optimiser = _optimiser(self.model, spec)
+            self.model = UserEncoder(spec, content)
+        if start is not None:
+            self.model.load_state_dict(start)
+        self.model.to(self.device)
+        shared: dict[int, object] = {id(tensor): tensor for tensor in self.model.buffers()}  # what no step changes
+        average = copy.deepcopy(self.model, shared).requires_grad_(False)
+        self.average = RunningAverage(self.model, average, spec)
+        self.best = self.average.weights()
+        self.optimiser = Optimiser(self.model, spec)
         self.loss = self.peers.share_gradients(_Loss(self.model))
         self.progress = Progress()
+        self._clock = time.perf_counter()
 
-    def fit(self, limits: Limits, on_epoch: Callable[[TrainingRun], None] | None = None) -> None:
-        """Train until a limit; `on_epoch` sees the run after each epoch, on every worker."""
+    def fit(
+        self,
+        limits: Limits,
+        on_epoch: Callable[[TrainingRun], None] | None = None,
+        on_pause: Callable[[TrainingRun], None] | None = None,
+    ) -> None:
+        """Train until a limit. Both see the run on every worker: after each epoch, every PAUSE_STEPS steps within."""
         while not self.is_finished(limits):
-            started = time.perf_counter()
-            loss = self.train_epoch()
+            self._clock = time.perf_counter()
+            loss = self.train_epoch(on_pause)
             metrics = examine(
-                self.average, self.spec, self.exam, self.is_trained_I, self.peers, log_shares_I=self.exam_shares_I
+                self.average.model, self.spec, self.exam, self.is_trained_I, self.peers, log_shares_I=self.exam_shares_I
             )
-            seconds = self.peers.max(time.perf_counter() - started)
-            if self.progress.add(loss, metrics, seconds):
-                self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
+            self._count_seconds()
+            seconds = self.progress.epoch_seconds
+            if self.progress.add(loss, metrics):
+                self.best = self.average.weights()
             if self.peers.rank == 0:
                 shown = " ".join(f"{name}={value:.4f}" for name, value in metrics.items())
                 logger.info("epoch %d: loss=%.4f %s (%.1f s)", self.progress.epoch, loss, shown, seconds)
             if on_epoch is not None:
                 on_epoch(self)
+
+    def _count_seconds(self) -> None:
+        """Add the time since the clock was read to the run's; the slowest worker's holds for all."""
+        now = time.perf_counter()
+        self.progress.epoch_seconds += self.peers.max(now - self._clock)
+        self._clock = now
 
     def is_finished(self, limits: Limits) -> bool:
         progress = self.progress
@@ -120,21 +152,31 @@ class TrainingRun:
             or progress.seconds >= minutes * 60
         )
 
-    def train_epoch(self) -> float:
-        """One pass over all events of this worker -> mean loss over the workers."""
-        entropy = [self.spec.seed, self.progress.epoch, self.peers.rank]
+    def train_epoch(self, on_pause: Callable[[TrainingRun], None] | None = None) -> float:
+        """What is left of one pass over all events of this worker -> mean loss over the workers."""
+        progress = self.progress
+        entropy = [self.spec.seed, progress.epoch, self.peers.rank]
         random = np.random.default_rng(entropy)
-        drawn_N = self.goals.draw(random)
+        drawn = self.goals.draw(random)
+        drawn_unwanted = self.unwanted.draw(random) if self.unwanted is not None else None
         segments = self._segments(random)
         plan = self._plan(segments, random)
         self.model.train()
-        losses = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(random.integers(2**62)))
-            for rows_B in plan:
-                batch = collate(self.tokens, self.spec, segments.starts[rows_B], segments.stops[rows_B])
-                losses.append(self._step(batch, drawn_N, random))
-        total = self.peers.sum(np.asarray([sum(losses), len(losses)]))
+            while progress.step_of_epoch < len(plan):
+                random = np.random.default_rng([*entropy, progress.step_of_epoch])
+                torch.manual_seed(int(random.integers(2**62)))
+                rows_B = plan[progress.step_of_epoch]
+                batch = collate(self.tokens, self.spec, segments.starts[rows_B], segments.stops[rows_B], self.device)
+                progress.loss += self._step(batch, drawn, drawn_unwanted, random)
+                progress.step_of_epoch += 1
+                if progress.step_of_epoch % PAUSE_STEPS == 0 and on_pause is not None:
+                    self._count_seconds()
+                    progress.loss = float(self.peers.sum(np.asarray([progress.loss]))[0]) / self.peers.world
+                    with torch.random.fork_rng(devices=[]):
+                        on_pause(self)
+        total = self.peers.sum(np.asarray([progress.loss, progress.step_of_epoch]))
+        progress.loss, progress.step_of_epoch = 0.0, 0
         return float(total[0] / total[1])
 
     def _trend(self, target_counts_I: NDArray[np.int64]) -> Trend:
@@ -157,9 +199,9 @@ class TrainingRun:
         points_M = torch.from_numpy(self.trend.points_at(self.tokens.times_us[cells_M]))
         return Popularity(
             weight=self.model.popularity,
-            points_M=points_M,
-            of_positives_M=self.log_shares_PI[points_M, torch.from_numpy(targets_M)],
-            of_negatives_PK=self.log_shares_PI[:, torch.from_numpy(negatives.items)],
+            points_M=points_M.to(self.device),
+            of_positives_M=self.log_shares_PI[points_M, torch.from_numpy(targets_M)].to(self.device),
+            of_negatives_PK=self.log_shares_PI[:, torch.from_numpy(negatives.items)].to(self.device),
         )
 
     def _segments(self, random: np.random.Generator) -> Segments:
@@ -176,61 +218,75 @@ class TrainingRun:
         num_steps = int(self.peers.max(float(len(batches))))
         return [batches[i % len(batches)] for i in random.permutation(num_steps)]
 
-    def _step(self, batch: Batch, drawn_N: NDArray[np.int64], random: np.random.Generator) -> float:
+    def _step(self, batch: Batch, drawn: Draws, drawn_unwanted: Draws | None, random: np.random.Generator) -> float:
         positions = batch.positions_BT.ravel()
-        cells_M = np.flatnonzero((positions >= 0) & (drawn_N[positions] >= 0))
+        cells_M, drawn_M = drawn.at(positions)
         negatives = self.sampler.draw(random)
         rows, items = self.goals.of(positions[cells_M])
-        excluded = own_positives(negatives, rows, items)
-        drawn_M = drawn_N[positions[cells_M]]
         targets_M = self.goals.items[drawn_M].astype(np.int64)
-        popularity = self._popularity(positions[cells_M], targets_M, negatives)
         loss: Tensor = self.loss(
             batch,
-            torch.from_numpy(cells_M),
-            torch.from_numpy(targets_M),
+            torch.from_numpy(cells_M).to(self.device),
+            torch.from_numpy(targets_M).to(self.device),
             negatives,
-            excluded,
-            popularity,
-            torch.from_numpy(self.goals.weights[drawn_M]),
+            own_positives(negatives, rows, items),
+            self._popularity(positions[cells_M], targets_M, negatives),
+            torch.from_numpy(self.goals.weights[drawn_M]).to(self.device),
+            self._unwanted(positions, cells_M, drawn_unwanted),
         )
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         progress = self.progress
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.spec.learning_rate * min((progress.step + 1) / WARM_UP_STEPS, 1.0)
-        self.optimiser.step()
+        touched = self.optimiser.touched_rows()
+        self.average.catch_up(touched)
+        self.optimiser.step(self.spec.learning_rate * min((progress.step + 1) / WARM_UP_STEPS, 1.0))
         progress.step += 1
-        keep = min(self.spec.average_decay, (1 + progress.step) / (10 + progress.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
+        self.average.follow(progress.step)
         return float(loss.detach())
+
+    def _unwanted(
+        self, positions: NDArray[np.int64], cells_M: NDArray[np.int64], drawn: Draws | None
+    ) -> Unwanted | None:
+        """The unwanted item beside each prediction of an event that has one."""
+        if self.unwanted is None or drawn is None:
+            return None
+        rows_H, places_H = drawn.at(positions[cells_M])
+        if len(rows_H) == 0:
+            return None
+        return Unwanted(
+            rows=torch.from_numpy(rows_H).to(self.device),
+            items=torch.from_numpy(self.unwanted.items[places_H].astype(np.int64)).to(self.device),
+            weights=torch.from_numpy(self.unwanted.weights[places_H]).to(self.device),
+        )
 
     # -- resumable state ---------------------------------------------------------------------------------------
 
     def state(self) -> TrainingState:
-        """All that a later process needs to go on from here."""
+        """All that a later process needs to go on from here; no copy: save it before the next step."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimiser.state[parameter].items():
-                tensors[f"adam.{key}.{name}"] = value
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.optimiser.state().items()}
         tensors["trained_items"] = torch.from_numpy(self.is_trained_I)
         tensors["popularity"] = torch.from_numpy(self.trend.newest_I)
-        return TrainingState(self.spec, self.progress, tensors, self.trend.half_life_us)
+        return TrainingState(self.spec, copy.deepcopy(self.progress), tensors, self.trend.half_life_us)
 
     def resume(self, state: TrainingState) -> None:
         """Take over a state of the same specification."""
         self.model.load_state_dict(state.part("model."))
-        self.average.load_state_dict(state.part("average."))
-        self.best = state.part("best.")
+        self.average.resume(state.part("average."))
+        self.best = {name: tensor.to(self.device) for name, tensor in state.part("best.").items()}
         self.progress = state.progress
-        for name, parameter in self.model.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            held = {key: state.tensors.get(f"adam.{key}.{name}") for key in keys}
-            if held["step"] is not None:
-                self.optimiser.state[parameter] = held
+        self.optimiser.resume(state.part("adam."))
+
+
+@dataclass(frozen=True)
+class Unwanted:
+    """An unwanted item beside some of the predictions of a batch."""
+
+    rows: Tensor  # [H] of the predictions
+    items: Tensor  # [H]
+    weights: Tensor  # [H]
 
 
 class _Loss(nn.Module):
@@ -246,32 +302,34 @@ class _Loss(nn.Module):
         cells_M: Tensor,
         targets_M: Tensor,
         negatives: Negatives,
-        excluded: tuple[NDArray[np.int64], NDArray[np.int64]],
+        excluded: Cells,
         popularity: Popularity,
         weights_M: Tensor,
+        unwanted: Unwanted | None,
     ) -> Tensor:
-        # one gather, so that the backward pass fills one gradient of the size of the item table and not three
-        negatives_K = torch.from_numpy(negatives.items)
-        items = torch.cat([batch.items_BT.flatten(), targets_M, negatives_K])
+        # one gather, so that the backward pass fills one gradient of the size of the item table and not four
+        negatives_K = torch.from_numpy(negatives.items).to(targets_M.device)
+        unwanted_H = targets_M[:0] if unwanted is None else unwanted.items
+        items = torch.cat([batch.items_BT.flatten(), targets_M, negatives_K, unwanted_H])
         rows: Tensor = self.model.item_rows(items, forgets=True)
-        sizes = [batch.items_BT.numel(), len(targets_M), len(negatives_K)]
-        read, wanted_MD, unwanted_KD = torch.split(rows, sizes)
-        states_BTD = self.model(batch, read.view(*batch.items_BT.shape, -1))
-        return sampled_softmax(
-            states_BTD.flatten(0, 1)[cells_M],
-            functional.normalize(wanted_MD, dim=-1),
-            functional.normalize(unwanted_KD, dim=-1),
-            torch.from_numpy(negatives.log_q),
+        sizes = [batch.items_BT.numel(), len(targets_M), len(negatives_K), len(unwanted_H)]
+        read, *others = torch.split(rows, sizes)
+        wanted_MD, negatives_KD, unwanted_HD = (functional.normalize(rows, dim=-1) for rows in others)
+        states_MD = self.model(batch, read.view(*batch.items_BT.shape, -1)).flatten(0, 1)[cells_M]
+        scale = 1 / self.model.temperature
+        loss = sampled_softmax(
+            states_MD,
+            wanted_MD,
+            negatives_KD,
+            torch.from_numpy(negatives.log_q).to(targets_M.device),
             excluded,
-            1 / self.model.temperature,
+            scale,
             popularity,
             weights_M,
         )
-
-
-def _optimiser(model: UserEncoder, spec: EncoderSpec) -> torch.optim.Optimizer:
-    """Fused AdamW; norms and the temperature do not decay."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(0.9, 0.98), fused=True)
+        if unwanted is None:
+            return loss
+        lost = loses_to_unwanted(
+            states_MD[unwanted.rows], wanted_MD[unwanted.rows], unwanted_HD, scale, unwanted.weights
+        )
+        return loss + lost / weights_M.sum()

@@ -23,6 +23,7 @@ from sonder.history.cutoffs import Split
 
 TOP = 10
 _BLOCK_CELLS = 1 << 23  # scores held at once: 32 MiB
+_BLOCK_ITEMS = 1 << 16  # of a large catalogue, one block after the other
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,28 @@ def top_of_exam(
     model: UserEncoder, spec: EncoderSpec, exam: Exam, is_trained_I: NDArray[np.bool_], log_shares_I: Tensor
 ) -> NDArray[np.int64]:
     """The ten best items of each held-out user [V, 10]; -1 where a list is shorter."""
-    queries_VD = torch.from_numpy(embed_tokens(model, spec, exam.tokens))
-    hidden_I = torch.from_numpy(~is_trained_I)
-    num_top = min(TOP, spec.num_items)
-    top_VK = np.full((len(queries_VD), TOP), -1, dtype=np.int64)
-    step = max(_BLOCK_CELLS // max(spec.num_items, 1), 1)
+    queries_VD = torch.from_numpy(embed_tokens(model, spec, exam.tokens)).to(model.device)
+    hidden_I, log_shares_I = torch.from_numpy(~is_trained_I).to(model.device), log_shares_I.to(model.device)
+    best_VK = torch.full((len(queries_VD), TOP), -torch.inf, device=model.device)
+    top_VK = torch.full((len(queries_VD), TOP), -1, dtype=torch.int64, device=model.device)
     with torch.inference_mode():
-        items_DI, bias_I = model.item_vectors().T.contiguous(), model.item_bias(log_shares_I)
-        for start in range(0, len(queries_VD), step):
-            scores = torch.addmm(bias_I, queries_VD[start : start + step], items_DI)
-            low, high = np.searchsorted(exam.seen, np.asarray([start, start + step]) * spec.num_items)
-            scores.view(-1)[torch.from_numpy(exam.seen[low:high] - start * spec.num_items)] = -torch.inf
-            scores.masked_fill_(hidden_I, -torch.inf)
-            best, items = scores.topk(num_top, dim=1)
-            top_VK[start : start + step, :num_top] = items.masked_fill(best == -torch.inf, -1).numpy()
-    return top_VK
+        for first in range(0, spec.num_items, _BLOCK_ITEMS):
+            items_DC = model.item_vectors(first, min(first + _BLOCK_ITEMS, spec.num_items)).T.contiguous()
+            num = items_DC.shape[1]
+            bias_C, hidden_C = model.item_bias(log_shares_I[first : first + num]), hidden_I[first : first + num]
+            seen_rows, seen_items = np.divmod(exam.seen, spec.num_items)
+            is_here = (seen_items >= first) & (seen_items < first + num)
+            seen = seen_rows[is_here] * num + seen_items[is_here] - first  # ascending, as exam.seen is
+            step = max(_BLOCK_CELLS // num, 1)
+            for start in range(0, len(queries_VD), step):
+                stop = min(start + step, len(queries_VD))
+                scores = torch.addmm(bias_C, queries_VD[start:stop], items_DC)
+                low, high = np.searchsorted(seen, np.asarray([start, stop]) * num)
+                scores.view(-1)[torch.from_numpy(seen[low:high] - start * num).to(model.device)] = -torch.inf
+                scores.masked_fill_(hidden_C, -torch.inf)
+                best, places = scores.topk(min(TOP, num), dim=1)
+                best = torch.cat([best_VK[start:stop], best], dim=1)
+                items = torch.cat([top_VK[start:stop], places + first], dim=1)
+                best_VK[start:stop], order = best.topk(TOP, dim=1)
+                top_VK[start:stop] = items.gather(1, order)
+    return top_VK.masked_fill_(best_VK == -torch.inf, -1).cpu().numpy()

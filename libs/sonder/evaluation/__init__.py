@@ -2,7 +2,9 @@
 
 ranking         the protocol: full ranking of all items, HR@10, NDCG@10, P90 coverage@10
 baselines       popularity and item-kNN, each with its best setting on a validation window
-evaluate        encoder and baselines side by side on one split, slices by history length
+fallback        what serving answers users without a vector
+evaluate        encoder and baselines side by side on one split
+slices          for whom and for which items; what was refused; how mixed the lists are
 health          has the embedding space collapsed?
 classification  AUC, PR-AUC, ECE, reliability of a calibrated score
 truth           agreement with the synthetic world's own truth

@@ -25,7 +25,7 @@ WINDOWS_DAYS: tuple[int | None, ...] = (None, 30, 7)  # None: all of the history
 class Popularity:
     """The same list for everybody, less what each user has had."""
 
-    order_I: NDArray[np.int64]  # item_index by falling popularity
+    order_I: NDArray[np.int64]  # item_index by falling popularity; an item that it leaves out is never recommended
 
     @classmethod
     def fit(cls, history: Timelines, vocabulary: Vocabulary, *, window_days: int | None) -> Popularity:
@@ -38,7 +38,8 @@ class Popularity:
         if not exclude_seen:
             lists[:, : len(self.order_I)] = self.order_I[:k]
             return lists
-        place_I = np.empty_like(self.order_I)
+        num_items = 1 + max(self.order_I.max(initial=-1), history.items.max(initial=-1))
+        place_I = np.full(num_items, len(self.order_I), dtype=np.int64)
         place_I[self.order_I] = np.arange(len(self.order_I))
         lengths = history.lengths
         for start, stop in chunks(history.num_users, len(self.order_I)):

@@ -1,9 +1,12 @@
 """Encoder, popularity and item-kNN side by side on one split.
 
 The flat metrics are `retrieval.{encoder,popularity,item_knn}.{hr_at_10,ndcg_at_10,hr_at_10_unseen,ndcg_at_10_unseen,
-p90_coverage_at_10,interest_entropy_at_10}` (evaluation.ranking and .slices define them); a metric that cannot be
-measured is absent and `reason` says why. Past MAX_USERS users with targets, those with the lowest keyed digest of
-their id are scored: the same ones in every run and for every model.
+p90_coverage_at_10,interest_entropy_at_10,recall_at_10,hide_rate_at_10,hide_lift_at_10}` (evaluation.ranking and
+.slices define them); a metric that cannot be measured is absent and `reason` says why, the two of hides are absent
+where nothing was refused. The encoder is measured as served: who has no vector gets the fallback's list.
+Headline numbers are those of users with a history and a target; cold users have a slice and are in no other number.
+Past MAX_USERS users with targets, those with the lowest keyed digest of their id are scored: the same ones in every
+run and for every model.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from numpy.typing import NDArray
 from sonder.core.config import Protocol
 from sonder.core.telemetry import stage
 from sonder.evaluation.baselines import Popularity
-from sonder.evaluation.health import embedding_health
+from sonder.evaluation.fallback import WithFallback, popular_items
+from sonder.evaluation.health import embedding_health, health_warnings
 from sonder.evaluation.item_knn import ItemKnn
 from sonder.evaluation.ranking import (
     EmbeddingRanker,
@@ -26,17 +30,22 @@ from sonder.evaluation.ranking import (
     Ranker,
     evaluate_seen,
     evaluate_unseen,
+    score_lists,
     scored_users,
     take_users,
+    unscored_users,
 )
 from sonder.evaluation.slices import (
     LENGTHS,
     WANTED,
+    Pairs,
+    by_knowledge,
     by_label,
     by_range,
+    distinct_pairs,
     interest_entropy,
     pair_hits,
-    target_pairs,
+    pair_rates,
     times_wanted,
 )
 from sonder.evaluation.tuning import BaselineSettings, choose_settings
@@ -46,16 +55,17 @@ from sonder.history.vocabulary import Vocabulary
 from sonder.segments.lifecycle import STATES
 
 MAX_USERS = 50_000
-MODELS = ("encoder", "popularity", "item_knn")
+Contestant = tuple[Ranker, Ranker, Ranker]  # lists that may repeat, lists of new items only, lists of the others
 
 
 @dataclass(frozen=True)
 class RetrievalEvaluation:
     """What was measured. `metrics` is flat and goes into metrics.json; `health` is nested and explains it.
 
-    health: users_with_targets, users_scored, users_unseen, users_cold, sampling (a sentence or None),
-    settings (of the baselines, as validation chose them), vectors {users, items} (evaluation.health),
-    slices {hr_at_10_by_history_length, hr_at_10_by_lifecycle (if told), recall_at_10_by_item} (evaluation.slices).
+    health: users_with_targets, users_scored, users_unseen, users_cold, pairs_wanted, pairs_unwanted, sampling (a
+    sentence or None), settings (of the baselines, as validation chose them), vectors {users with a history, items} as
+    `users` and `items`, warnings (what is wrong with those: evaluation.health), slices {hr_at_10_by_knowledge,
+    hr_at_10_by_history_length, hr_at_10_by_lifecycle (if told), recall_at_10_by_item} (evaluation.slices).
     """
 
     metrics: dict[str, float]
@@ -89,69 +99,134 @@ def evaluate_retrieval(
     health: dict[str, Any] = {
         "users_with_targets": int(split.is_scored.sum()),
         "users_cold": int(split.is_cold.sum()),
-        "vectors": {"users": embedding_health(user_vectors_UD), "items": embedding_health(item_vectors_ID)},
+        "vectors": {
+            "users": embedding_health(user_vectors_UD[split.history.lengths > 0]),
+            "items": embedding_health(item_vectors_ID),
+        },
     }
+    health["warnings"] = health_warnings(health["vectors"])
     if vocabulary.num_items <= K:
         return RetrievalEvaluation({}, health, f"{vocabulary.num_items} items: a list of {K} would name them all")
-    rows = scored_users(split, max_users)
+    rows, others = scored_users(split, max_users), unscored_users(split, max_users)
     if not len(rows):
         return RetrievalEvaluation({}, health, "no user has both a history before the cutoff and a target after it")
+    asked = _Asked(
+        scored=take_users(split, rows),
+        others=take_users(split, others),
+        has_vector_S=np.any(user_vectors_UD[rows] != 0, axis=1),
+        lifecycle_S=None if lifecycle_U is None else lifecycle_U[rows],
+    )
+    on_scored, on_others = (
+        EmbeddingRanker(user_vectors_UD[part], item_vectors_ID, item_bias_I) for part in (rows, others)
+    )
     settings = choose_settings(validation, vocabulary, protocol=protocol)
-    encoder = EmbeddingRanker(user_vectors_UD[rows], item_vectors_ID, item_bias_I)
-    states = None if lifecycle_U is None else lifecycle_U[rows]
-    return _compare(encoder, take_users(split, rows), split.history, settings, vocabulary, health, states)
+    health["settings"] = settings.to_dict()
+    contestants = _contestants(on_scored, on_others, split.history, settings, vocabulary)
+    return _compare(contestants, asked, times_wanted(split.history, vocabulary), vocabulary, health)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The S scored users of the headline, and O others: cold ones, and those who only refused something."""
+
+    scored: Split
+    others: Split
+    has_vector_S: NDArray[np.bool_]
+    lifecycle_S: NDArray[np.int8] | None
+
+    @property
+    def unwanted(self) -> Pairs:
+        """Distinct pairs that users with a history refused; the rows of the others follow those of the scored."""
+        if self.scored.unwanted is None or self.others.unwanted is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int32)
+        of_others = self.others.unwanted
+        rows_S, items_S = distinct_pairs(self.scored.unwanted)
+        rows_O, items_O = distinct_pairs(of_others.keep(~self.others.is_cold[of_others.user_rows]))
+        return np.concatenate((rows_S, rows_O + len(self.has_vector_S))), np.concatenate((items_S, items_O))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one contestant did: hits NaN where a user has no target."""
+
+    metrics: dict[str, float]
+    hit_S: NDArray[np.float64]
+    hit_O: NDArray[np.float64]
+    is_found_N: NDArray[np.float64]  # of the wanted pairs
+    num_unseen: int
+
+
+def _contestants(
+    on_scored: Ranker, on_others: Ranker, history: Timelines, settings: BaselineSettings, vocabulary: Vocabulary
+) -> dict[str, Contestant]:
+    fallback = popular_items(history, vocabulary)
+    served = WithFallback(on_scored, fallback)
+    popular, popular_new = (
+        Popularity.fit(history, vocabulary, window_days=days)
+        for days in (settings.popularity_seen, settings.popularity_unseen)
+    )
+    knn = ItemKnn.fit(history, vocabulary)
+    with_seen, only_new = (knn.with_settings(chosen) for chosen in (settings.item_knn_seen, settings.item_knn_unseen))
+    return {
+        "encoder": (served, served, WithFallback(on_others, fallback)),
+        "popularity": (popular, popular_new, popular),
+        "item_knn": (with_seen, only_new, with_seen),
+    }
 
 
 def _compare(
-    encoder: Ranker,
-    asked: Split,
-    everyone: Timelines,
-    settings: BaselineSettings,
+    contestants: dict[str, Contestant],
+    asked: _Asked,
+    wanted_I: NDArray[np.int64],
     vocabulary: Vocabulary,
     health: dict[str, Any],
-    lifecycle_U: NDArray[np.int8] | None,
 ) -> RetrievalEvaluation:
-    knn = ItemKnn.fit(everyone, vocabulary)
-    seen_days, unseen_days = settings.popularity_seen, settings.popularity_unseen
-    contestants: dict[str, tuple[Ranker, Ranker]] = {  # for lists with, and without, what the user already had
-        "encoder": (encoder, encoder),
-        "popularity": (
-            Popularity.fit(everyone, vocabulary, window_days=seen_days),
-            Popularity.fit(everyone, vocabulary, window_days=unseen_days),
-        ),
-        "item_knn": (knn.with_settings(settings.item_knn_seen), knn.with_settings(settings.item_knn_unseen)),
+    wanted, unwanted = distinct_pairs(asked.scored.targets), asked.unwanted
+    measured: dict[str, _Measured] = {}
+    for name, contestant in contestants.items():
+        users = asked.scored.history.num_users
+        with stage("evaluation.rank", model=name, users=users, items=vocabulary.num_items) as counts:
+            measured[name] = _measure(contestant, asked, wanted, unwanted, vocabulary)
+            counts.update(measured[name].metrics)
+    hits = {name: found.hit_S for name, found in measured.items()}
+    all_hits = {name: np.concatenate((found.hit_S, found.hit_O)) for name, found in measured.items()}
+    pair_hits_of = {name: found.is_found_N for name, found in measured.items()}
+    health["slices"] = {
+        "hr_at_10_by_knowledge": by_knowledge(asked.has_vector_S, asked.others.is_cold, all_hits),
+        "hr_at_10_by_history_length": by_range(asked.scored.history.lengths, hits, LENGTHS),
+        "recall_at_10_by_item": by_range(wanted_I[wanted[1]], pair_hits_of, WANTED),
     }
-    metrics: dict[str, float] = {}
-    hits: dict[str, NDArray[np.float64]] = {}
-    pairs: dict[str, NDArray[np.float64]] = {}
-    rows_N, items_N = target_pairs(asked)
-    wanted_I = times_wanted(everyone, vocabulary)
-    unseen_users = 0
-    for name, (with_seen, only_new) in contestants.items():
-        with stage("evaluation.rank", model=name, users=asked.history.num_users, items=vocabulary.num_items) as counts:
-            seen, per_user, lists_UK = evaluate_seen(with_seen, asked, vocabulary.num_items)
-            unseen, new_only = evaluate_unseen(only_new, asked, vocabulary.num_items)
-            unseen_users = new_only.num_users
-            measured = {key: value for key, value in {**seen, **unseen}.items() if not math.isnan(value)}
-            entropy = interest_entropy(lists_UK, vocabulary)
-            measured |= {} if entropy is None else {"interest_entropy_at_10": entropy}
-            hits[name], pairs[name] = per_user.hit_U, pair_hits(lists_UK, rows_N, items_N)
-            counts.update(measured)
-        metrics |= {f"retrieval.{name}.{key}": value for key, value in measured.items()}
+    if asked.lifecycle_S is not None:
+        health["slices"]["hr_at_10_by_lifecycle"] = by_label(asked.lifecycle_S, hits, STATES)
     health |= {
-        "users_scored": asked.history.num_users,
-        "users_unseen": unseen_users,
-        "sampling": _sampling(asked.history.num_users, health["users_with_targets"]),
-        "settings": settings.to_dict(),
-        "slices": {
-            "hr_at_10_by_history_length": by_range(asked.history.lengths, hits, LENGTHS),
-            "recall_at_10_by_item": by_range(wanted_I[items_N], pairs, WANTED),
-        },
+        "users_scored": asked.scored.history.num_users,
+        "users_unseen": measured["encoder"].num_unseen,
+        "pairs_wanted": len(wanted[0]),
+        "pairs_unwanted": len(unwanted[0]),
+        "sampling": _sampling(asked.scored.history.num_users, health["users_with_targets"]),
     }
-    if lifecycle_U is not None:
-        health["slices"]["hr_at_10_by_lifecycle"] = by_label(lifecycle_U, hits, STATES)
-    reason = None if unseen_users else "no user has a target that is new: their metrics are absent"
-    return RetrievalEvaluation(metrics, health, reason)
+    reason = None if health["users_unseen"] else "no user has a target that is new: their metrics are absent"
+    flat = {
+        f"retrieval.{name}.{key}": value for name, found in measured.items() for key, value in found.metrics.items()
+    }
+    return RetrievalEvaluation(flat, health, reason)
+
+
+def _measure(
+    contestant: Contestant, asked: _Asked, wanted: Pairs, unwanted: Pairs, vocabulary: Vocabulary
+) -> _Measured:
+    with_seen, only_new, on_others = contestant
+    num_items = vocabulary.num_items
+    seen, per_user, lists_SK = evaluate_seen(with_seen, asked.scored, num_items)
+    unseen, new_only = evaluate_unseen(only_new, asked.scored, num_items)
+    lists_OK = on_others.top(asked.others.history, K, exclude_seen=False)
+    is_found_N = pair_hits(lists_SK, *wanted)
+    metrics = {key: value for key, value in {**seen, **unseen}.items() if not math.isnan(value)}
+    metrics |= pair_rates(is_found_N, pair_hits(np.concatenate((lists_SK, lists_OK)), *unwanted))
+    entropy = interest_entropy(lists_SK, vocabulary)
+    metrics |= {} if entropy is None else {"interest_entropy_at_10": entropy}
+    others = score_lists(lists_OK, asked.others, num_items, unseen=False)
+    return _Measured(metrics, per_user.hit_U, others.hit_U, is_found_N, new_only.num_users)
 
 
 def _sampling(scored: int, eligible: int) -> str | None:

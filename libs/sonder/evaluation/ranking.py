@@ -42,8 +42,8 @@ class Ranker(Protocol):
 class EmbeddingRanker:
     """Inner product of user and item vectors, plus the item's bias. Row u of `user_vectors_UD` is user u's.
 
-    A zero vector knows nothing: such an item is not recommended, such a user gets an empty list and
-    counts as a miss.
+    A zero vector knows nothing: such an item is not recommended, such a user gets an empty list. What serving puts in
+    its place is evaluation.fallback's.
     """
 
     user_vectors_UD: NDArray[np.float32]
@@ -94,13 +94,32 @@ def scored_users(split: Split, max_users: int) -> NDArray[np.int64]:
     rows = np.flatnonzero(split.is_scored)
     if len(rows) <= max_users:
         return rows
-    ids = pl.Series(split.history.user_ids).gather(rows)
-    draw = unit_interval(ids, SAMPLE_KEY)
-    return np.sort(rows[np.argsort(draw, kind="stable")[:max_users]])
+    return np.sort(rows[np.argsort(_draw(split, rows), kind="stable")[:max_users]])
+
+
+def unscored_users(split: Split, max_users: int) -> NDArray[np.int64]:
+    """Rows of the users outside the headline who are measured apart, ascending: the cold ones, and those with a
+    history who wanted nothing but refused something. Where `max_users` cuts the scored, these are cut by the same
+    digest, so that both are the same share of their kind.
+    """
+    is_refusing = np.zeros(split.history.num_users, dtype=np.bool_)
+    if split.unwanted is not None:
+        is_refusing = (split.unwanted.lengths > 0) & (split.targets.lengths == 0) & (split.history.lengths > 0)
+    rows = np.flatnonzero(split.is_cold | is_refusing)
+    scored = scored_users(split, max_users)
+    if len(scored) == np.count_nonzero(split.is_scored):
+        return rows
+    is_drawn: NDArray[np.bool_] = _draw(split, rows) <= _draw(split, scored).max(initial=-1.0)
+    return rows[is_drawn]
+
+
+def _draw(split: Split, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return unit_interval(pl.Series(split.history.user_ids).gather(rows), SAMPLE_KEY)
 
 
 def take_users(split: Split, rows: NDArray[np.int64]) -> Split:
-    return Split(history=split.history.take(rows), targets=split.targets.take(rows))
+    unwanted = None if split.unwanted is None else split.unwanted.take(rows)
+    return Split(split.history.take(rows), split.targets.take(rows), unwanted)
 
 
 def score_lists(lists_UK: NDArray[np.int32], split: Split, num_items: int, *, unseen: bool) -> PerUser:

@@ -27,7 +27,9 @@ from sonder.evaluation.report_facts import (
     GLOSSARY,
     MODEL_NAMES,
     REASONS,
+    SLICES,
     headline_facts,
+    hide_sentence,
     percent,
     protocol_sentence,
     settings_sentence,
@@ -65,29 +67,11 @@ COLUMNS = (
     ("p90_coverage_at_10", "P90 coverage@10"),
     ("interest_entropy_at_10", "Interest entropy@10"),
 )
-SLICES = (  # key, title, first column, second column, what is measured
-    (
-        "hr_at_10_by_history_length",
-        "By length of history",
-        "Events",
-        "Users",
-        "HR@10, all items allowed, by the number of events the model could read",
-    ),
-    (
-        "hr_at_10_by_lifecycle",
-        "By lifecycle",
-        "State at the cutoff",
-        "Users",
-        "HR@10, all items allowed, by where the user stood at the cutoff",
-    ),
-    (
-        "recall_at_10_by_item",
-        "By how well the item was known",
-        "Times wanted",
-        "Wanted items",
-        "Recall@10, all items allowed: the share of the wanted items that are in their user's list, by how often "
-        "anybody had wanted the item before the cutoff; 0 are the cold items",
-    ),
+HIDE_COLUMNS = (
+    ("recall_at_10", "Wanted items suggested, recall@10"),
+    ("hide_rate_at_10", "Refused items suggested, hide rate@10"),
+    ("hide_lift_at_10", "Hide lift@10"),
+    ("p90_coverage_at_10", "P90 coverage@10"),
 )
 
 
@@ -170,9 +154,11 @@ def _quality(retrieval: RetrievalFacts) -> dict[str, Any]:
         "caption": f"protocol {retrieval.protocol}, cutoff {retrieval.cutoff}",
         "views": views,
         "table": _table(metrics),
+        "hides": _hides(retrieval),
         "settings": settings_sentence(health["settings"]) if "settings" in health else None,
         "slices": _slices(health.get("slices", {})),
         "vectors": health.get("vectors"),
+        "warnings": health.get("warnings", []),
     }
 
 
@@ -184,6 +170,18 @@ def _table(metrics: dict[str, float]) -> list[dict[str, Any]]:
         cells = [{"value": value, "label": label, "best": value == best[key]} for value, key, label in values]
         table.append({"name": name, "own": model == "encoder", "cells": cells})
     return table
+
+
+def _hides(retrieval: RetrievalFacts) -> dict[str, Any] | None:
+    """The table of what users refused; None where they refused nothing."""
+    metrics, sentence = retrieval.evaluation.metrics, hide_sentence(retrieval)
+    if sentence is None:
+        return None
+    rows = []
+    for model, name in MODEL_NAMES.items():
+        cells = [(metrics.get(f"retrieval.{model}.{key}"), label) for key, label in HIDE_COLUMNS]
+        rows.append({"name": name, "own": model == "encoder", "cells": cells})
+    return {"rows": rows, "sentence": sentence, "labels": [label for _, label in HIDE_COLUMNS]}
 
 
 def _lifecycle(content: ReportContent) -> dict[str, Any]:

@@ -32,6 +32,9 @@ GLOSSARY = (
     ("Temporal", "Protocol: the log is cut on one day. The model knows what was before, the test is what came after."),
     ("Cutoff", "The moment up to which a model may read. Nothing after it goes into a prediction."),
     ("Cold user", "A user without any history at the cutoff. Counted apart, since there is nothing to predict from."),
+    ("Hide rate@10", "The share of what users went on to refuse that had been among their ten suggestions."),
+    ("Hide lift@10", "Hide rate over recall. 1: blind to what will be refused; below 1: what is wanted comes first."),
+    ("Recall@10", "The share of what users went on to choose that had been among their ten suggestions."),
     ("Base rate", "How often something came true among all users. The score of someone who knows nothing else."),
     ("AUC", "Take one user for whom it came true and one for whom not: how often the first has the higher score."),
     ("PR-AUC", "How well the score finds those for whom it comes true, over all depths. Compare with the base rate."),
@@ -41,6 +44,39 @@ GLOSSARY = (
     ("Quarantine", "Rows that are not usable events. They are kept with their reason, nothing is dropped in silence."),
     ("Release", "All results of one build, which belong together and never change."),
 )  # fmt: skip
+SLICES = (  # key, title, first column, second column, what is measured
+    (
+        "hr_at_10_by_knowledge",
+        "By what is known of the user",
+        "What is known",
+        "Users",
+        "HR@10, all items allowed. Who has no vector is served the items with most events, and the encoder's column "
+        "measures just that. Users without a vector have events, but none that says what they want; cold users had no "
+        "event at the cutoff and are in no other number of this section",
+    ),
+    (
+        "hr_at_10_by_history_length",
+        "By length of history",
+        "Events",
+        "Users",
+        "HR@10, all items allowed, by the number of events the model could read",
+    ),
+    (
+        "hr_at_10_by_lifecycle",
+        "By lifecycle",
+        "State at the cutoff",
+        "Users",
+        "HR@10, all items allowed, by where the user stood at the cutoff",
+    ),
+    (
+        "recall_at_10_by_item",
+        "By how well the item was known",
+        "Times wanted",
+        "Wanted items",
+        "Recall@10, all items allowed: the share of the wanted items that are in their user's list, by how often "
+        "anybody had wanted the item before the cutoff; 0 are the cold items",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +136,26 @@ def protocol_sentence(retrieval: RetrievalFacts) -> str:
     if health.get("sampling"):
         parts.append(f"{health['sampling']}.")
     return " ".join(parts)
+
+
+def hide_sentence(retrieval: RetrievalFacts) -> str | None:
+    """How many of the refused items were suggested, and whether the encoder tells them from the wanted ones.
+
+    The number itself stands beside its share: a ratio of two or three items is none to build on.
+    """
+    metrics, health = retrieval.evaluation.metrics, retrieval.evaluation.health
+    rate, lift = (metrics.get(f"retrieval.encoder.hide_{name}_at_10") for name in ("rate", "lift"))
+    if rate is None:
+        return None
+    refused = health["pairs_unwanted"]
+    told = (
+        f"Of {refused:,} items that users with a history refused in the test (hidden, cancelled), the encoder had "
+        f"suggested {round(rate * refused):,} ({percent(rate)})."
+    )
+    if lift is None:
+        return told
+    beside = f"Of what they wanted, it had suggested {percent(metrics['retrieval.encoder.recall_at_10'])}"
+    return f"{told} {beside}: a refused item was {lift:.2g} times as likely to be suggested as a wanted one."
 
 
 def settings_sentence(settings: Mapping[str, object]) -> str:

@@ -18,10 +18,12 @@ from sonder.history.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Split:
-    """The same U users twice: `history` is readable, `targets` is to be predicted."""
+    """The same U users twice or three times: `history` is readable, `targets` is to be predicted, `unwanted` is what
+    they refused meanwhile; None where the protocol has no such meanwhile."""
 
     history: Timelines
     targets: Timelines
+    unwanted: Timelines | None = None
 
     @property
     def is_scored(self) -> NDArray[np.bool_]:
@@ -37,9 +39,13 @@ class Split:
 
 
 def temporal(timelines: Timelines, vocabulary: Vocabulary, *, cutoff_us: int, end_us: int) -> Split:
-    """Targets are the wanted events of [cutoff, end); an item may repeat, metrics count distinct items."""
+    """Targets are the wanted events of [cutoff, end); an item may repeat, metrics count distinct items.
+
+    One item may be a target and unwanted too: bought, then cancelled.
+    """
     window = timelines.between(cutoff_us, end_us)
-    return Split(history=timelines.before(cutoff_us), targets=window.keep(vocabulary.weight_of(window.actions) > 0))
+    weights = vocabulary.weight_of(window.actions)
+    return Split(timelines.before(cutoff_us), targets=window.keep(weights > 0), unwanted=window.keep(weights < 0))
 
 
 def leave_one_out(timelines: Timelines, *, part: Literal["validation", "test"]) -> Split:

@@ -6,11 +6,12 @@ Users of a bucket are sorted by `user_id`; the events of a user by time, then by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sonder.core.errors import NotFound
 from sonder.core.ids import bucket_of
@@ -33,6 +34,10 @@ HISTORY_SCHEMA = pa.schema(
     ]
 )
 
+_TIMELINE_COLUMNS = [Col.USER_ID, Col.ITEM_ID, Col.ACTION, Col.TIMESTAMP, Col.SURFACE, Col.VALUE]
+_USERS_READ = 512  # at once, where a bucket is read in slices
+_READ_BYTES = 1 << 20  # of a column at once: else a whole row group's, however long its histories are
+
 
 def bucket_file(snapshot: Folder, bucket: int) -> Folder:
     """File of one bucket: every user of it, and only them."""
@@ -52,13 +57,33 @@ def read_bucket(snapshot: Folder, bucket: int, columns: list[str] | None = None)
 def read_timelines(snapshot: Folder, vocabulary: Vocabulary, buckets: Sequence[int] | None = None) -> Timelines:
     """The histories of a snapshot, or of some of its buckets, by bucket, then user_id."""
     chosen = buckets_of(snapshot) if buckets is None else buckets
-    columns = [Col.USER_ID, Col.ITEM_ID, Col.ACTION, Col.TIMESTAMP, Col.SURFACE, Col.VALUE]
     if not chosen:
         return Timelines.from_history(HISTORY_SCHEMA.empty_table(), vocabulary)
     # One bucket after the other: the strings of all of them are never in memory at once.
     return Timelines.concat(
-        [Timelines.from_history(read_bucket(snapshot, bucket, columns), vocabulary) for bucket in chosen]
+        [Timelines.from_history(read_bucket(snapshot, bucket, _TIMELINE_COLUMNS), vocabulary) for bucket in chosen]
     )
+
+
+def iter_timelines(snapshot: Folder, vocabulary: Vocabulary, bucket: int, *, slice_events: int) -> Iterator[Timelines]:
+    """The histories of one bucket in slices of whole users, by user_id: each of about `slice_events` events.
+
+    A slice ends with the read that fills it, so it holds fewer than `slice_events` plus those of 512 users.
+    """
+    file = bucket_file(snapshot, bucket)
+    held: list[pa.RecordBatch] = []
+    num_events = 0
+    with file.open() as opened:
+        parquet = pq.ParquetFile(opened, buffer_size=_READ_BYTES)
+        columns = [*_TIMELINE_COLUMNS, Col.NUM_EVENTS]
+        for batch in parquet.iter_batches(_USERS_READ, columns=columns, use_threads=False):
+            held.append(batch)
+            num_events += pc.sum(batch.column(Col.NUM_EVENTS)).as_py()
+            if num_events >= slice_events:
+                yield Timelines.from_history(pa.Table.from_batches(held), vocabulary)
+                held, num_events = [], 0
+        if held:
+            yield Timelines.from_history(pa.Table.from_batches(held), vocabulary)
 
 
 def find_user(snapshot: Folder, user_id: str) -> pa.Table:

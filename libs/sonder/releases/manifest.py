@@ -26,7 +26,7 @@ class Manifest:
 
     id: str
     created_at: str  # ISO 8601, UTC
-    parent: str | None  # the release served when this one was made
+    parent: str | None  # whose weights the encoder went on from, else the release served when this one was made
     code_version: str
     snapshot: str  # of history/, items/ and quarantine/
     inputs: dict[str, Any]  # the snapshot's manifest: log files, counts, span

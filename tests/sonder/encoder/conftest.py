@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from sonder.encoder.specification import EncoderSpec
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
+
+torch.set_num_threads(1)  # worlds this small only wait for a second one
 
 MakeTimelines = Callable[..., Timelines]
 

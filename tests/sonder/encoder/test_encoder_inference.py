@@ -11,6 +11,7 @@ import torch
 from sonder.core.errors import ArtefactMismatch
 from sonder.core.storage import Folder
 from sonder.encoder.artefact import Encoder, load_encoder, save_encoder
+from sonder.encoder.content import ContentShape, ItemContent
 from sonder.encoder.inference import embed_users
 from sonder.encoder.model import UserEncoder
 
@@ -76,14 +77,15 @@ def test_item_vectors_are_unit_rows_and_zero_where_never_trained(encoder):
 
 def test_an_item_that_nobody_wanted_yet_stands_where_its_category_stands(spec, make_timelines):
     torch.manual_seed(0)
-    model = UserEncoder(replace(spec, num_categories=3, num_levels=1))
-    paths = torch.full((10, 1), 3)  # 3: no category
+    spec = replace(spec, content=ContentShape(num_levels=1, num_paths=3))
+    paths = np.full((11, 1), 3, dtype=np.int32)  # 3: no category
     paths[:4, 0], paths[7, 0], paths[8, 0] = 0, 0, 2
-    model.place_items(paths)
+    content = replace(ItemContent.nothing(10), shape=spec.content, features_IF=paths)
+    model = UserEncoder(spec, content)
     trained = np.arange(10) < 7
-    encoder = Encoder.of(replace(spec, num_categories=3, num_levels=1), model.state_dict(), trained)
+    encoder = Encoder.of(spec, model.state_dict(), trained, content=content)
     assert encoder.candidates.tolist() == [True] * 8 + [False] * 2  # 8 has a category that taught nothing, 9 has none
-    category = model.categories.weight[0].detach().numpy()
+    category = model.features.weight[0].detach().numpy()
     np.testing.assert_allclose(encoder.item_vectors[7], category / np.linalg.norm(category), atol=1e-6)
     assert not encoder.item_vectors[8:].any()
     users = embed_users(encoder, make_timelines([[7], [8], [9]]), as_of_us=END)

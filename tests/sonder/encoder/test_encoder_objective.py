@@ -5,13 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from sonder.encoder.batching import tokenise
-from sonder.encoder.objective import Negatives, NegativeSampler, Popularity, own_positives, sampled_softmax, set_goals
+from sonder.encoder.objective import (
+    Negatives,
+    NegativeSampler,
+    Popularity,
+    loses_to_unwanted,
+    own_positives,
+    sampled_softmax,
+    set_goals,
+)
 
 
 def readable_loss(states, positives, negatives, log_q, cells, scale, popularity, weights):
@@ -61,8 +70,11 @@ def test_the_loss_and_its_gradients_are_those_of_the_readable_one(num_rows, num_
 
 def drawn_items(goals, seed=0):
     """The item that each token shall predict, -1 where there is none."""
-    places = goals.draw(np.random.default_rng(seed))
-    return np.where(places >= 0, np.append(goals.items, -1)[places], -1)
+    draws = goals.draw(np.random.default_rng(seed))
+    cells, places = draws.at(np.arange(len(goals.firsts)))
+    items = np.full(len(goals.firsts), -1)
+    items[cells] = goals.items[places]
+    return items
 
 
 def test_next_action_predicts_the_next_wanted_item_and_skips_unwanted_ones(spec, make_timelines):
@@ -130,6 +142,46 @@ def test_log_q_is_the_logarithm_of_how_often_an_item_is_drawn():
     assert seen[6] == 0
     drawn = np.flatnonzero(counts)
     np.testing.assert_allclose(np.exp(sampler.log_q[drawn]), seen[drawn] / 4000, atol=0.03)
+
+
+def test_without_the_correction_every_negative_counts_once():
+    counts = np.array([500, 3, 1])
+    drawn_from = np.repeat(np.arange(3), counts).astype(np.int32)
+    assert NegativeSampler(counts, drawn_from, num=2, corrects=False).log_q.tolist() == [0, 0, 0]
+    assert NegativeSampler(counts, drawn_from, num=2).log_q[1] < NegativeSampler(counts, drawn_from, num=2).log_q[0]
+
+
+def test_all_action_predicts_from_the_one_event_that_a_whole_window_follows(dense_spec, make_timelines):
+    spec = replace(dense_spec, objective="all_action")  # a window of 100 s; the log ends at 300 s
+    timelines = make_timelines([[1, 2, 3, 4, 5], [6, 7], [8]], times_s=[[0, 150, 190, 250, 300], [260, 280], [10]])
+    goals = set_goals(tokenise(timelines, spec), spec)
+    runs = [goals.items[a:b].tolist() for a, b in zip(goals.firsts, goals.stops, strict=True)]
+    # user 0 from 190 s; user 1 has no event that early, so his newest with goals; user 2 wants nothing more
+    assert runs == [[], [], [4], [], [], [7], [], []]
+    within = replace(spec, window_us=160 * 1_000_000)
+    goals = set_goals(tokenise(timelines, within), within)
+    assert goals.items[goals.firsts[0] : goals.stops[0]].tolist() == [2]
+    cells, _ = goals.draw(np.random.default_rng(0)).at(np.arange(len(goals.firsts)))
+    assert cells.tolist() == [0, 5]
+    later = replace(spec, window_us=120 * 1_000_000)
+    goals = set_goals(tokenise(timelines, later), later)
+    draws = goals.draw(np.random.default_rng(0))
+    cells, places = draws.at(np.array([-1, 1, 0, 5]))
+    assert (cells.tolist(), goals.items[places].size) == ([1, 1, 3], 3)
+
+
+def test_what_a_user_hides_next_is_what_its_event_shall_not_predict(spec, make_timelines):
+    spec = replace(spec, action_weights=(1.0, -2.0, 0.0))
+    tokens = tokenise(make_timelines([[1, 2, 3, 4], [5, 6]], actions=[[0, 1, 0, 1], [0, 2]]), spec)
+    unwanted = set_goals(tokens, spec, unwanted=True)
+    assert (unwanted.items.tolist(), unwanted.weights.tolist()) == ([2, 4], [2.0, 2.0])
+    assert drawn_items(unwanted).tolist() == [2, 4, 4, -1, -1]
+
+
+def test_losing_to_the_unwanted_item_costs_the_logistic_of_the_lead():
+    states, wanted, unwanted = (torch.tensor([row]) for row in ([1.0, 0.0], [1.0, 0.0], [0.0, 1.0]))
+    lost = loses_to_unwanted(states, wanted, unwanted, torch.tensor(3.0), torch.tensor([2.0]))
+    assert lost.item() == pytest.approx(2 * np.log1p(np.exp(-3.0)), rel=1e-6)
 
 
 def test_with_as_many_negatives_as_items_the_softmax_is_full():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 
 from sonder.core.errors import DataError
 from sonder.core.storage import Folder
+from sonder.encoder import training
 from sonder.encoder.checkpoint import load_state, save_state
 from sonder.encoder.holdout import count_eligible, hold_out
+from sonder.encoder.inference import embed_users
 from sonder.encoder.specification import summarise
 from sonder.encoder.training import Limits, TrainingRun
 
@@ -60,6 +63,99 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(start, tmp_path):
     for name, tensor in second.state().tensors.items():
         assert torch.equal(tensor, expected[name]), name
     assert [e["loss"] for e in second.progress.history] == [e["loss"] for e in whole.progress.history]
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_equals_one_that_was_never_interrupted(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "PAUSE_STEPS", 2)
+    dials = {"dropout": 0.3, "batch_tokens": 16}
+    whole = start(**dials)
+    whole.fit(Limits(max_epochs=3, patience=9))
+
+    class Killed(Exception):
+        pass
+
+    def save_and_die(run):
+        if run.progress.epoch == 1 and run.progress.step_of_epoch == 6:
+            save_state(run.state(), Folder.at(str(tmp_path)))
+        if run.progress.epoch == 1 and run.progress.step_of_epoch == 10:
+            raise Killed
+
+    with pytest.raises(Killed):
+        start(**dials).fit(Limits(max_epochs=3, patience=9), on_pause=save_and_die)
+    second = start(**dials)
+    second.resume(load_state(Folder.at(str(tmp_path))))
+    assert (second.progress.epoch, second.progress.step_of_epoch) == (1, 6)
+    second.fit(Limits(max_epochs=3, patience=9))
+    expected = whole.state().tensors
+    for name, tensor in second.state().tensors.items():
+        assert torch.equal(tensor, expected[name]), name
+    assert second.progress.history[1]["loss"] == pytest.approx(whole.progress.history[1]["loss"], rel=1e-12)
+
+
+def test_a_sparse_table_keeps_the_average_that_a_dense_one_keeps(start):
+    """Rows that no step touched still follow: the average of a weight that stands still moves towards it."""
+    run = start(is_sparse=True, num_negatives=4, batch_tokens=8)
+    keeps, weights = [], [run.model.items.weight.detach().clone()]
+    follow = run.average.follow
+
+    def noted(step):
+        follow(step)
+        keeps.append(min(run.spec.average_decay, (1 + step) / (10 + step)))
+        weights.append(run.model.items.weight.detach().clone())
+
+    run.average.follow = noted
+    run.train_epoch()
+    expected = weights[0]
+    for keep, weight in zip(keeps, weights[1:], strict=True):
+        expected = keep * expected + (1 - keep) * weight
+    assert len(keeps) > 20
+    assert all((later != earlier).any(dim=1).sum() < 11 for earlier, later in itertools.pairwise(weights))
+    torch.testing.assert_close(run.average.model.items.weight, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_sparse_table_learns_and_resumes_like_a_dense_one(start, tmp_path):
+    run = start(is_sparse=True)
+    run.fit(Limits(max_epochs=60, patience=60))
+    assert run.progress.best_value > 0.95
+    first = start(is_sparse=True)
+    first.fit(Limits(max_epochs=2, patience=9))
+    save_state(first.state(), Folder.at(str(tmp_path)))
+    second = start(is_sparse=True)
+    second.resume(load_state(Folder.at(str(tmp_path))))
+    for unbroken in (first, second):
+        unbroken.fit(Limits(max_epochs=4, patience=9))
+    expected = first.state().tensors
+    assert second.state().tensors.keys() == expected.keys()
+    for name, tensor in second.state().tensors.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_learns_the_same_walk(start):
+    run = start(precision="bfloat16")
+    run.fit(Limits(max_epochs=60, patience=60))
+    assert run.progress.best_value > 0.95
+    assert all(tensor.dtype != torch.bfloat16 for tensor in run.state().tensors.values())
+
+
+def test_what_users_hide_ends_below_what_they_want(spec, make_timelines, make_vocabulary):
+    """Everybody wants the next item of the circle and hides the one after it; only the loss's own term sees hides."""
+    vocabulary = make_vocabulary()
+    walks = [[(start + step) % 10 for step in range(6)] for start in range(60)]
+    items = [[item for place in walk for item in (place, (place + 2) % 10)] for walk in walks]
+    timelines = make_timelines(items, actions=[[0, 1] * 6 for _ in walks])
+    holdout = hold_out(timelines, vocabulary, cutoff_us=None, window_us=0, num_eligible=60)
+    counts = summarise(holdout.visible, vocabulary).targets
+    gaps = {}
+    for has_unwanted in (False, True):
+        run = TrainingRun(replace(spec, has_unwanted=has_unwanted), holdout, counts)
+        run.fit(Limits(max_epochs=12, patience=12))
+        encoder = run.state().encoder()
+        users = embed_users(encoder, timelines.before(6 * 60 * 1_000_000), as_of_us=10**15)
+        scores = users @ encoder.item_vectors.T
+        wanted, hidden = ([(walk[2] + step) % 10 for walk in walks] for step in (1, 3))
+        rows = np.arange(60)
+        gaps[has_unwanted] = float((scores[rows, wanted] - scores[rows, hidden]).mean())
+    assert gaps[True] > gaps[False] + 0.1
 
 
 def test_it_stops_when_validation_no_longer_gets_better_and_keeps_the_best_weights(start):

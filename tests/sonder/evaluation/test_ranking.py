@@ -18,6 +18,7 @@ from sonder.evaluation.ranking import (
     score_lists,
     scored_users,
     take_users,
+    unscored_users,
 )
 from sonder.history.cutoffs import Split
 from sonder.history.timelines import Timelines
@@ -165,3 +166,27 @@ def test_only_users_with_a_history_and_a_target_are_scored(timelines: Make) -> N
     )
     assert scored_users(split, 10).tolist() == [2]
     assert take_users(split, np.array([2])).targets.items.tolist() == [1]
+
+
+def test_cold_users_and_those_who_only_refused_are_measured_apart(timelines: Make) -> None:
+    split = Split(
+        history=timelines({"cold": [], "hid": [(0, 0)], "scored": [(0, 0)], "quiet": [(0, 0)], "cold hid": []}),
+        targets=timelines({"cold": [(1, 1)], "hid": [], "scored": [(1, 1)], "quiet": [], "cold hid": []}),
+        unwanted=timelines({"cold": [], "hid": [(2, 1, 2)], "scored": [(2, 1, 2)], "quiet": [], "cold hid": [(2, 1)]}),
+    )
+    assert unscored_users(split, 10).tolist() == [0, 1]
+    taken = take_users(split, np.array([1, 2])).unwanted
+    assert taken is not None
+    assert taken.lengths.tolist() == [1, 1]
+    assert unscored_users(Split(split.history, split.targets), 10).tolist() == [0]
+    assert take_users(Split(split.history, split.targets), np.array([0])).unwanted is None
+
+
+def test_where_the_scored_are_sampled_the_cold_are_sampled_by_the_same_digest(timelines: Make) -> None:
+    cold = {f"cold {number}": [] for number in range(200)}
+    warm = {f"warm {number}": [(0, 0)] for number in range(200)}
+    split = Split(timelines({**cold, **warm}), timelines({name: [(1, 1)] for name in [*cold, *warm]}))
+    half = unscored_users(split, 100)
+    assert 70 < len(half) < 130  # a share like that of the scored
+    assert set(unscored_users(split, 50).tolist()) < set(half.tolist())
+    assert len(unscored_users(split, 200)) == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -11,6 +12,7 @@ import pytest
 
 from sonder.core.storage import Folder
 from sonder.evaluation.evaluate import RetrievalEvaluation
+from sonder.evaluation.health import embedding_health
 from sonder.evaluation.report import render, write_report
 from sonder.evaluation.report_content import (
     DataFacts,
@@ -41,8 +43,12 @@ def content_of(word: str) -> ReportContent:
         "users_unseen": 30,
         "users_cold": 3,
         "sampling": None,
-        "vectors": {},
+        "pairs_wanted": 60,
+        "pairs_unwanted": 1_500,
+        "vectors": {"users": embedding_health(np.ones((30, 4), np.float32) / 2)},
+        "warnings": ["Users: collapsed."],
         "slices": {
+            "hr_at_10_by_knowledge": [{"name": "cold", "num": 3, **MODELS}],
             "hr_at_10_by_history_length": [{"name": name, "num": 20, **MODELS} for name, _, _ in LENGTHS],
             "recall_at_10_by_item": [{"name": "0", "num": 7, **MODELS}],
         },
@@ -144,6 +150,40 @@ def test_lengths_of_history_stand_in_their_order() -> None:
     assert slices[-6:] == lengths
     assert "By how well the item was known" in text
     assert "By lifecycle" not in text  # it was not measured
+
+
+def test_cold_users_have_a_row_of_their_own_and_the_table_says_what_they_are_served() -> None:
+    text = " ".join(Elements(render(content_of("word"))).text)
+    assert "By what is known of the user" in text
+    assert "is served the items with most events" in text
+
+
+def test_the_hide_rate_stands_beside_recall_and_is_absent_where_nothing_was_refused() -> None:
+    content = content_of("word")
+    rates = {"hide_rate_at_10": 0.125, "recall_at_10": 0.25, "hide_lift_at_10": 0.5}
+    metrics = {f"retrieval.{model}.{name}": rate for model in MODELS for name, rate in rates.items()}
+    text = " ".join(Elements(render(with_metrics(content, metrics))).text)
+    assert "What users did not want" not in " ".join(Elements(render(content)).text)
+    for told in ("Of 1,500 items", "0.5 times as likely", "0.1250", "hide rate@10"):
+        assert told in text
+    nothing_found = {name: rate for name, rate in metrics.items() if "lift" not in name}
+    text = " ".join(Elements(render(with_metrics(content, nothing_found))).text)
+    assert "the encoder had suggested 188 ( 12.5 % )" in re.sub(r"\s+", " ", text)
+    assert "times as likely" not in text
+
+
+def with_metrics(content: ReportContent, metrics: dict[str, float]) -> ReportContent:
+    evaluation = replace(content.retrieval.evaluation, metrics=content.retrieval.evaluation.metrics | metrics)
+    return replace(content, retrieval=replace(content.retrieval, evaluation=evaluation))
+
+
+def test_a_collapsed_space_is_said_to_be_one() -> None:
+    content = content_of("word")
+    assert "Users: collapsed." in " ".join(Elements(render(content)).text)
+    health = content.retrieval.evaluation.health | {"warnings": []}
+    sound = replace(content.retrieval, evaluation=replace(content.retrieval.evaluation, health=health))
+    text = " ".join(Elements(render(replace(content, retrieval=sound))).text)
+    assert "neither the users' nor the items' vectors have collapsed" in text
 
 
 def test_what_was_not_made_is_said_with_its_reason() -> None:

@@ -15,7 +15,7 @@ Event = tuple[int, int, int]  # item, action, time
 VOCABULARY = Vocabulary(
     ITEM_SCHEMA.empty_table(), actions=("impression", "click", "hide"), action_weights=(0.0, 1.0, -1.0), surfaces=()
 )
-WANTED = 1
+WANTED, UNWANTED = 1, 2
 
 
 def timelines_of(users: list[list[Event]]) -> Timelines:
@@ -53,6 +53,10 @@ def test_temporal_reads_before_the_cutoff_and_asks_for_wanted_events_of_the_wind
     targets = [[event for event in events if cutoff <= event[2] < end and event[1] == WANTED] for events in users]
     assert users_of(split.history) == history
     assert users_of(split.targets) == targets
+    assert split.unwanted is not None
+    assert users_of(split.unwanted) == [
+        [event for event in events if cutoff <= event[2] < end and event[1] == UNWANTED] for events in users
+    ]
     assert split.is_scored.tolist() == [bool(h) and bool(t) for h, t in zip(history, targets, strict=True)]
     assert split.is_cold.tolist() == [not h and bool(t) for h, t in zip(history, targets, strict=True)]
 
@@ -62,6 +66,7 @@ def test_leave_one_out_asks_users_of_three_events_for_their_last_one(users: list
     split = cutoffs.leave_one_out(timelines_of(users), part="test")
     assert users_of(split.history) == [events[:-1] if len(events) >= 3 else events for events in users]
     assert users_of(split.targets) == [events[-1:] if len(events) >= 3 else [] for events in users]
+    assert split.unwanted is None  # there is no window in which to refuse anything
 
 
 @given(worlds)
