@@ -35,6 +35,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import bucket_numbers
 from pipelines.embed import SLICE_EVENTS, VECTORS, embed_history
@@ -226,30 +227,30 @@ def _forward(
 ) -> None:
     torch.set_num_threads(threads)
     encoder, users, batches = load_encoder(world.encoder), 0, []
-    for size, batch in _batches(world, encoder, bucket_numbers(world.history)[rank::num_processes]):
-        batches.append(batch)
-        users += size
+    for newest_B, batch in _batches(world, encoder, bucket_numbers(world.history)[rank::num_processes]):
+        batches.append((batch, torch.from_numpy(newest_B)))
+        users += len(newest_B)
         if users >= num_users:
             break
-    np.random.default_rng(SEED).shuffle(batches)
+    batches = [batches[place] for place in np.random.default_rng(SEED).permutation(len(batches))]
     with torch.inference_mode():
-        for batch in batches[:WARM_UP_BATCHES]:
-            encoder.model(batch)
+        for batch, newest_B in batches[:WARM_UP_BATCHES]:
+            encoder.model.newest_states(batch, newest_B)
         barrier.wait()
         started = time.monotonic()
-        for batch in batches:
-            encoder.model(batch)
+        for batch, newest_B in batches:
+            encoder.model.newest_states(batch, newest_B)
         results.put((users, started, time.monotonic()))
 
 
-def _batches(world: World, encoder: Encoder, buckets: list[int]) -> Iterator[tuple[int, Batch]]:
-    """As `sonder embed` makes them: users of each batch, and the batch."""
+def _batches(world: World, encoder: Encoder, buckets: list[int]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """As `sonder embed` makes them: the newest position of each user, and the batch."""
     vocabulary = Vocabulary.load(world.items)
     for bucket in buckets:
         for timelines in iter_timelines(world.history, vocabulary, bucket, slice_events=SLICE_EVENTS):
             tokens = tokenise(timelines.before(world.end_us), encoder.spec)
-            for users_B, _, batch in newest_batches(tokens, encoder.spec):
-                yield len(users_B), batch
+            for _, newest_B, batch in newest_batches(tokens, encoder.spec):
+                yield newest_B, batch
 
 
 # -- the pipeline --------------------------------------------------------------------------------------------------

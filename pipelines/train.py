@@ -67,7 +67,7 @@ def train_encoder(
     num_workers = config.encoder.num_workers if num_workers is None else num_workers
     most_workers = num_workers if isinstance(num_workers, int) else num_workers[1]
     sections = ("events", "evaluation", "encoder")
-    name = f"train-{digest_json([snapshot, config.digest(*sections), config.seed, cutoff_us])}"
+    name = f"train-{digest_json([snapshot, config.digest(*sections), config.seed, cutoff_us, num_workers])}"
     if num_workers:
         ensure_ray()
     workspace = Workspace.at(config.workspace).root.uri  # workers have a working directory of their own

@@ -42,6 +42,10 @@ class ContentShape:
     num_id_rows: int = 0  # of the hashed id table; 0: a row for each item
 
     @property
+    def rows_of_an_id(self) -> int:
+        return PROBES if self.num_id_rows else 1
+
+    @property
     def num_features(self) -> int:
         return self.num_levels + self.num_words
 

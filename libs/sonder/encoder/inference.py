@@ -44,7 +44,7 @@ def embed_tokens(model: UserEncoder, spec: EncoderSpec, tokens: Tokens) -> NDArr
         batches = newest_batches(tokens, spec, model.device)
         while collated := list(islice(batches, _COLLATED_AT_ONCE)):
             for users_B, newest_B, batch in collated:
-                states_BD = model(batch)[torch.arange(len(users_B)), torch.from_numpy(newest_B)]
+                states_BD = model.newest_states(batch, torch.from_numpy(newest_B).to(model.device))
                 vectors_UD[users_B] = states_BD.cpu().numpy()
     model.train(was_training)
     return vectors_UD

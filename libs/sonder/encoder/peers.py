@@ -40,10 +40,13 @@ class Peers:
         return float(self._reduce(np.asarray([value]), "max")[0])
 
     def share_gradients(self, module: nn.Module) -> nn.Module:
-        """Average the gradients of each step over the workers; sparse ones travel as lists of rows."""
+        """Average the gradients of each step over the workers; sparse ones travel as lists of rows.
+
+        Buffers hold what is known of the items and never change, so they do not travel.
+        """
         if self.world == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False)  # they never change
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _reduce(self, values: NDArray[np.int64] | NDArray[np.float64], how: str) -> NDArray[np.float64]:
         total = np.asarray(values, dtype=np.float64).copy()

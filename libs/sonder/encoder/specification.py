@@ -165,7 +165,7 @@ def derive(
         content=content,
         reads_value=summary.valued >= max(HAVE_VALUES * summary.readable, 1),
         has_unwanted=summary.unwanted > 0,
-        is_sparse=num_rows > SPARSE_PAST * (2 * batch_tokens + num_negatives),
+        is_sparse=num_rows > SPARSE_PAST * (2 * batch_tokens + num_negatives) * content.rows_of_an_id,
         precision=config.precision,
     )
 

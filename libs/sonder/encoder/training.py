@@ -6,7 +6,8 @@ as one that was never interrupted. What validates and what is kept is the runnin
 one epoch, which takes the place of a falling learning rate and needs no known end.
 Negatives are each worker's own: none leaves it, and a user's events are all on one worker, so what masks a user's own
 positives within a worker masks them everywhere.
-Limits: a run that goes on with another number of workers is cut into other batches from that step on.
+Limits: a run that goes on with another number of workers is cut into other batches from that step on. Every worker
+makes as many steps as the busiest one, so more workers make a few more steps an epoch: 8 % with two, 20 % with four.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class TrainingRun:
             raise DataError(
                 "A training worker has no wanted event to learn from",
                 expected="at least one wanted event before the cutoff for each worker",
-                do="Check evaluation.test_days and events.action_weights, or lower encoder.num_workers.",
+                do="Check evaluation.test_days and events.action_weights; give each worker a bucket by raising "
+                "prepare.num_buckets or lowering encoder.num_workers.",
             )
         self.trend = self._trend(target_counts_I)
         self.log_shares_PI = torch.from_numpy(self.trend.log_shares_PI)
