@@ -9,11 +9,14 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.build import build, build_metrics, run_until
+from pipelines.build import build, build_metrics, run_until, with_parent
 from pipelines.cli import app
 from pipelines.story import pick_users, read_story
+from pipelines.train import train_encoder
 from sonder.core.errors import ConfigurationError, NotFound
+from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import training_of
 from sonder.releases.manifest import read_release, verify_files
 from sonder.releases.registry import Registry
 from tests.built import BuiltWorld
@@ -69,6 +72,32 @@ def test_the_same_build_again_is_the_same_release_at_once(built_world: BuiltWorl
     assert build(built_world.config) == built_world.release_id
     assert run_until(built_world.config, "train")["status"] == "released already"
     assert len(Registry(Workspace.at(built_world.config.workspace)).list()) == 1
+
+
+def test_training_on_from_a_release_takes_a_tenth_of_its_epochs(
+    built_world: BuiltWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_parent(built_world.config.model_copy(update={"seed": 12}), built_world.release_id)
+    monkeypatch.setattr("pipelines.train.ensure_ray", lambda: None)
+    workspace = Workspace.at(config.workspace)
+    snapshot = read_release(workspace.release(built_world.release_id)).snapshot
+    target, parent = Folder.at(str(tmp_path)), workspace.release(built_world.release_id) / "encoder"
+    metrics = train_encoder(config, snapshot, target, cutoff_us=None, num_workers=0)
+    assert (metrics["parent"], metrics["epochs"], metrics["full_epochs"]) == (built_world.release_id, 1, 2)
+    assert training_of(target)["full_epochs"] == 2
+    first = training_of(parent)["history"][0]["loss"]
+    assert metrics["history"][0]["loss"] < first  # it did not start from nothing
+
+
+def test_a_parent_that_is_not_there_is_said_before_any_work(built_world: BuiltWorld, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="r-unknown"):
+        with_parent(built_world.config, "r-unknown")
+    served = Registry(Workspace.at(built_world.config.workspace)).current()
+    if served is not None:
+        assert with_parent(built_world.config, "current").encoder.parent == served.release
+    empty = built_world.config.model_copy(update={"workspace": str(tmp_path)})
+    with pytest.raises(ConfigurationError, match="Build without --parent first"):
+        with_parent(empty, "current")
 
 
 def test_a_story_tells_what_the_release_knows(built_world: BuiltWorld) -> None:

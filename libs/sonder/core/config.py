@@ -129,7 +129,7 @@ class EncoderConfig(Section):
     num_negatives: int | None = Field(None, gt=0)
     learning_rate: float = Field(2e-3, gt=0)
     max_epochs: int = Field(100, gt=0)
-    patience: int = Field(5, gt=0, description="validations without improvement before training stops")
+    patience: int = Field(10, gt=0, description="validations without improvement before training stops")
     max_minutes: float | None = Field(None, gt=0, description="stop at the first epoch that ends after it")
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         1, description="of a training; [least, most] takes what the cluster has and follows it"
