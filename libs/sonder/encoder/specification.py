@@ -43,7 +43,7 @@ class EncoderSpec:
     max_length: int
     dropout: float
     objective: Objective
-    window_us: int  # of the dense objective
+    window_us: int  # of the objectives that have one, and how far ahead popularity shall tell; 0: it does not change
     num_negatives: int
     batch_tokens: int  # positions per step, over all workers
     learning_rate: float
@@ -134,6 +134,9 @@ def derive(
     """Fill every open dial from the data. `content` None: all that the vocabulary has."""
     by_protocol: Objective = "dense_all_action" if evaluation.protocol == "temporal" else "next_action"
     objective = by_protocol if config.objective == "auto" else config.objective
+    has_window = (
+        evaluation.protocol == "temporal" or objective != "next_action"
+    )  # popularity of the moment needs it too
     per_item = summary.num_wanted / max(int((summary.targets > 0).sum()), 1)
     batch_tokens = _power_of_two(summary.num_wanted / 100, lowest=256, highest=8192)
     num_negatives = config.num_negatives or 2048
@@ -153,7 +156,7 @@ def derive(
         max_length=config.max_length or _covering_length(summary.lengths, share=0.95),
         dropout=_dropout(per_item) if config.dropout is None else config.dropout,
         objective=objective,
-        window_us=evaluation.test_days * MICROSECONDS_PER_DAY if objective == "dense_all_action" else 0,
+        window_us=evaluation.test_days * MICROSECONDS_PER_DAY if has_window else 0,
         num_negatives=num_negatives,
         batch_tokens=batch_tokens,
         learning_rate=config.learning_rate,
