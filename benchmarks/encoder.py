@@ -201,6 +201,7 @@ def baseline_metrics(
         encoder.item_vectors,
         protocol=protocol_of(arguments.log),
         item_bias_I=encoder.item_bias,
+        popularity_I=encoder.popularity,
     )
     is_ours = re.compile(r"retrieval\.encoder\.(hr|ndcg)").match
     return {name: round(value, 4) for name, value in evaluation.metrics.items() if not is_ours(name)}

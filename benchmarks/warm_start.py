@@ -132,6 +132,7 @@ def measured(trained: Trained, timelines: Timelines, cutoff_us: int, end_us: int
         trained.encoder.item_vectors,
         protocol="temporal",
         item_bias_I=trained.encoder.item_bias,
+        popularity_I=trained.encoder.popularity,
     )
     prefix = "retrieval.encoder."
     return {

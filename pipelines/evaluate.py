@@ -54,6 +54,7 @@ def evaluate_build(
         encoder.item_vectors,
         protocol=config.evaluation.protocol,
         item_bias_I=encoder.item_bias,
+        popularity_I=encoder.popularity,
         lifecycle_U=None if cutoff_us is None else _lifecycle(split.history, config, cutoff_us),
     )
     for warning in retrieval.health["warnings"]:

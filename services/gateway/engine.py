@@ -39,7 +39,7 @@ class ReleaseInfo:
     as_of_us: int
     summary: dict[str, Any]  # answered by /v1/release
     base_rates: Mapping[str, float]  # of each score, what a cold user gets
-    popular: tuple[FoundItem, ...]  # the first rows of the item table: by falling number of events
+    popular: tuple[tuple[int, FoundItem], ...]  # with their item_index, most popular first
 
 
 class _Query(NamedTuple):
@@ -236,7 +236,7 @@ class Engine:
 
     def _popular(self, timeline: bytes, k: int) -> list[FoundItem]:
         seen = set(unpack_timelines(["user"], [timeline]).items.tolist())
-        return [item for index, item in enumerate(self._release.popular) if index not in seen][:k]
+        return [item for index, item in self._release.popular if index not in seen][:k]
 
 
 def _vectors(batch: Sequence[_Query]) -> NDArray[np.float32]:

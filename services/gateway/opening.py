@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from services.gateway.engine import Engine, ReleaseInfo
 from services.gateway.stages import FoundItem, Stages
+from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.record import iso_time
 from sonder.releases.artefacts import Release
-
-NUM_POPULAR = 2_000  # enough that a user who has seen many of them still gets a list
+from sonder.retrieval.popular import popular_order
 
 
 def open_engine(release: Release, stages: Stages) -> Engine:
@@ -21,10 +21,12 @@ def open_engine(release: Release, stages: Stages) -> Engine:
 def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:
     """What the engine answers of a release without asking a stage."""
     manifest = release.manifest
-    items = Vocabulary.load(release.items).items.slice(0, NUM_POPULAR)  # item_index follows falling popularity
+    vocabulary = Vocabulary.load(release.items)
+    order = popular_order(load_popularity(release.items), vocabulary.item_ids)
+    items = vocabulary.items.take(order)
     columns = [items.column(name).to_pylist() for name in (Col.ITEM_ID, Col.TITLE, Col.CATEGORY)]
-    rows = zip(*columns, strict=True)
-    popular = tuple(FoundItem(item_id, title, category, None) for item_id, title, category in rows)
+    rows = zip(order.tolist(), *columns, strict=True)
+    popular = tuple((index, FoundItem(item_id, title, category, None)) for index, item_id, title, category in rows)
     summary = {
         "release": manifest.id,
         "created_at": manifest.created_at,

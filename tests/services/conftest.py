@@ -87,7 +87,9 @@ def build_tiny_release(folder: Path) -> TinyRelease:
     vocabulary.save(target / "items")
     encoder = _encoder(vocabulary)
     save_encoder(encoder, target / "encoder")
-    save_popularity(100.0 - np.arange(NUM_ITEMS), target / "items")
+    popularity = 100.0 - np.arange(NUM_ITEMS)
+    popularity[1] = 101.0  # lately; over the whole log item-0 has more events
+    save_popularity(popularity, target / "items")
     timelines = read_timelines(snapshot, vocabulary)
     thresholds = derive_thresholds(timelines, end_us=AS_OF_US, config=SegmentsConfig())
     (target / "segments" / "thresholds.json").write_json(thresholds.to_dict())

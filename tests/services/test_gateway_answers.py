@@ -156,7 +156,7 @@ def test_requests_for_different_lengths_share_a_batch_and_get_their_own(served: 
 def test_a_cold_user_gets_popular_items_marked_as_fallback(served: Served) -> None:
     answer = served.get("/v1/users/nobody/recommendations?k=3")
     assert answer["fallback"] == "popular"
-    assert [item["item_id"] for item in answer["recommendations"]] == ["item-0", "item-1", "item-2"]
+    assert [item["item_id"] for item in answer["recommendations"]] == ["item-1", "item-0", "item-2"]
     assert [item["score"] for item in answer["recommendations"]] == [None] * 3
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sonder.core.config import Protocol
 from sonder.core.telemetry import stage
 from sonder.evaluation.baselines import Popularity
-from sonder.evaluation.fallback import WithFallback, popular_items
+from sonder.evaluation.fallback import WithFallback
 from sonder.evaluation.health import embedding_health, health_warnings
 from sonder.evaluation.item_knn import ItemKnn
 from sonder.evaluation.ranking import (
@@ -52,6 +52,7 @@ from sonder.evaluation.tuning import BaselineSettings, choose_settings
 from sonder.history.cutoffs import Split
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.retrieval.popular import popular_order
 from sonder.segments.lifecycle import STATES
 
 MAX_USERS = 50_000
@@ -82,13 +83,15 @@ def evaluate_retrieval(
     *,
     protocol: Protocol,
     item_bias_I: NDArray[np.float32] | None = None,
+    popularity_I: NDArray[np.float64] | None = None,
     lifecycle_U: NDArray[np.int8] | None = None,
     max_users: int = MAX_USERS,
 ) -> RetrievalEvaluation:
     """Measure the three on the users of `split`; row u of `user_vectors_UD` embeds `split.history`'s user u.
 
-    `validation` is an earlier split of the same log: only the baselines' settings are chosen on it. `lifecycle_U` has
-    the state of each user at the cutoff, an index into segments' STATES.
+    `validation` is an earlier split of the same log: only the baselines' settings are chosen on it. `popularity_I` at
+    the cutoff orders what users without a vector get (None: wanted events of the history). `lifecycle_U` has the state
+    of each user at the cutoff, an index into segments' STATES.
     """
     if len(user_vectors_UD) != split.history.num_users:
         raise ValueError(
@@ -121,8 +124,11 @@ def evaluate_retrieval(
     )
     settings = choose_settings(validation, vocabulary, protocol=protocol)
     health["settings"] = settings.to_dict()
-    contestants = _contestants(on_scored, on_others, split.history, settings, vocabulary)
-    return _compare(contestants, asked, times_wanted(split.history, vocabulary), vocabulary, health)
+    wanted_I = times_wanted(split.history, vocabulary)
+    popularity_I = wanted_I[:-1].astype(np.float64) if popularity_I is None else popularity_I
+    fallback = Popularity(popular_order(popularity_I, vocabulary.item_ids))
+    contestants = _contestants(on_scored, on_others, fallback, split.history, settings, vocabulary)
+    return _compare(contestants, asked, wanted_I, vocabulary, health)
 
 
 @dataclass(frozen=True)
@@ -157,9 +163,13 @@ class _Measured:
 
 
 def _contestants(
-    on_scored: Ranker, on_others: Ranker, history: Timelines, settings: BaselineSettings, vocabulary: Vocabulary
+    on_scored: Ranker,
+    on_others: Ranker,
+    fallback: Popularity,
+    history: Timelines,
+    settings: BaselineSettings,
+    vocabulary: Vocabulary,
 ) -> dict[str, Contestant]:
-    fallback = popular_items(history, vocabulary)
     served = WithFallback(on_scored, fallback)
     popular, popular_new = (
         Popularity.fit(history, vocabulary, window_days=days)
