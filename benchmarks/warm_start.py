@@ -73,7 +73,7 @@ def main() -> None:
         parent = train(old_timelines, old_vocabulary, before_us, seed)
         warm = train(timelines, vocabulary, cutoff_us, seed, parent)
         full = train(timelines, vocabulary, cutoff_us, seed)
-        stale = Trained(grown(parent.encoder, old_vocabulary, vocabulary), vocabulary, 0, 0.0)
+        stale = Trained(*grown(parent.encoder, old_vocabulary, vocabulary), 0, 0.0)
         result: dict[str, Any] = {"seed": seed, "parent_epochs": parent.epochs}
         for name, trained in (("stale", stale), ("warm", warm), ("full", full)):
             result[name] = {

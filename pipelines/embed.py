@@ -6,7 +6,8 @@ A bucket whose file exists is not done again; a folder that holds another embedd
 Memory: a bucket is read, embedded and written in slices of whole users, so a task holds one slice and the encoder.
 
 Histories are raw ids, and each release numbers items in its own way: they are read with the vocabulary of the encoder's
-release. Items that came after it are unknown to its encoder, and a user of only such items gets the zero vector.
+release, or, of a newer snapshot, with that one's items, matched by id: what came after the release has the vector of
+its content (`sonder.encoder.growth`), and a user of only items without any gets the zero vector.
 Limits: a moment before the end of an encoder's training data is a view back in time by weights that know the future.
 """
 
@@ -31,6 +32,7 @@ from sonder.core.errors import ArtefactMismatch, ConfigurationError
 from sonder.core.storage import MANIFEST, Folder, drop_unfinished, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import ENCODER_FILE, load_encoder
+from sonder.encoder.growth import grown
 from sonder.encoder.inference import embed_users
 from sonder.history.snapshot import iter_timelines
 from sonder.history.vocabulary import Vocabulary
@@ -65,7 +67,10 @@ def embed_release(
     snapshot = prepare(config)
     history = workspace.history(snapshot)
     as_of_us = settle_as_of(read_manifest(history), as_of_us)
-    counts = embed_history(history, release.items, release.encoder, target, as_of_us=as_of_us, num_workers=num_workers)
+    newer = None if snapshot == release.manifest.snapshot else workspace.items(snapshot)
+    counts = embed_history(
+        history, release.items, release.encoder, target, as_of_us=as_of_us, num_workers=num_workers, newer_items=newer
+    )
     return {"release": release.id, "snapshot": snapshot, "as_of_us": as_of_us, **counts}
 
 
@@ -93,10 +98,12 @@ def embed_history(
     *,
     as_of_us: int,
     num_workers: int | None = None,
+    newer_items: Folder | None = None,
 ) -> dict[str, int]:
     """Embed every user of a snapshot from the events before `as_of` -> counts: users, zero_vectors.
 
-    `items` is the item folder of the encoder's own release, not of the snapshot. ArtefactMismatch if it is another.
+    `items` is the item folder of the encoder's own release, ArtefactMismatch if it is another; `newer_items` that of
+    a snapshot made after it, None for the release's own.
     """
     _claim(target, history.name, encoder, as_of_us)
     buckets = bucket_numbers(history)
@@ -107,6 +114,7 @@ def embed_history(
             "encoder": encoder.uri,
             "target": target.uri,
             "as_of_us": as_of_us,
+            "newer_items": None if newer_items is None else newer_items.uri,
         }
         progress = Progress(len(buckets))
         summaries = over_buckets(EmbedBucket, arguments, buckets, num_workers=num_workers, on_done=progress.add)
@@ -120,7 +128,9 @@ def embed_history(
 class EmbedBucket:
     """The bucket task: the encoder and its vocabulary are loaded once."""
 
-    def __init__(self, history: str, items: str, encoder: str, target: str, as_of_us: int) -> None:
+    def __init__(
+        self, history: str, items: str, encoder: str, target: str, as_of_us: int, newer_items: str | None = None
+    ) -> None:
         self.history, self.vectors, self.as_of_us = Folder.at(history), Folder.at(target) / VECTORS, as_of_us
         self.vocabulary = Vocabulary.load(Folder.at(items))
         self.encoder = load_encoder(Folder.at(encoder))
@@ -129,6 +139,9 @@ class EmbedBucket:
                 f"The encoder knows {self.encoder.spec.num_items} items and {items} lists {self.vocabulary.num_items}",
                 expected="the items of the release that the encoder belongs to",
             )
+        if newer_items is not None:
+            newer = Vocabulary.load(Folder.at(newer_items))
+            self.encoder, self.vocabulary = grown(self.encoder, self.vocabulary, newer)
 
     def __call__(self, bucket: int) -> dict[str, int]:
         file = part_file(self.vectors, bucket)

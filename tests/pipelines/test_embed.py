@@ -199,6 +199,12 @@ def test_a_snapshot_newer_than_the_release_is_read_with_the_vocabulary_of_the_re
     assert not any(found["vector"][-1])
     assert counts["zero_vectors"] == 1 + int((~wanted.any(axis=1)).sum())
     assert known.num_items < newer.num_items
+    matched = world.out / "matched"
+    items = {"items": world.items, "newer_items": workspace.items("grown")}
+    again = embed_history(grown, encoder=world.encoder, target=matched, as_of_us=AS_OF_US, num_workers=0, **items)
+    assert again == counts  # nothing is known of the new item, and the others are matched by id
+    vectors = part_file(matched / VECTORS, 0).read_table().to_pydict()["vector"]
+    np.testing.assert_allclose(vectors, found["vector"], atol=1e-6)
     with pytest.raises(ArtefactMismatch, match="knows 12 items"):  # the snapshot's own vocabulary
         embed_history(grown, workspace.items("grown"), world.encoder, world.out / "x", as_of_us=1, num_workers=0)
 

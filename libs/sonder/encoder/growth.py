@@ -35,8 +35,12 @@ def warm_epochs(full_epochs: int) -> int:
     return max(math.ceil(full_epochs * SHARE_OF_FULL), 1)
 
 
-def grown(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> Encoder:
-    """The encoder over the items of another catalogue; `known` is the one that it was trained with."""
+def grown(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> tuple[Encoder, Vocabulary]:
+    """The encoder over the items of another catalogue; `known` is the one that it was trained with.
+
+    Histories for it are read with the second of the pair: the other's items beside the actions and surfaces that the
+    weights know.
+    """
     content = item_content(vocabulary, like=encoder.content)
     rows_I = _matched(vocabulary.item_ids, known.item_ids)
     weights = dict(encoder.model.state_dict())
@@ -44,7 +48,7 @@ def grown(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> Encode
         nothing = torch.zeros(vocabulary.num_items + 1, encoder.spec.dim)
         weights["items.weight"] = _filled(nothing, weights["items.weight"], np.append(rows_I, -1))
     has_row = rows_I >= 0
-    return Encoder.of(
+    over = Encoder.of(
         replace(encoder.spec, num_items=vocabulary.num_items),
         weights,
         has_row & encoder.trained_items[rows_I],
@@ -52,6 +56,7 @@ def grown(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> Encode
         popularity=np.where(has_row, encoder.popularity[rows_I], 0.0),
         half_life_us=encoder.half_life_us,
     )
+    return over, replace(known, items=vocabulary.items)
 
 
 def carry_over(

@@ -1,7 +1,7 @@
 """Raw ids <-> dense indices, for items, actions and surfaces.
 
 `item_id` is what the product calls the item, `item_index` is its row in every matrix. Indices are handed out by
-falling number of events, then id; a later snapshot appends and never renumbers.
+falling number of events, then id, anew for each snapshot: what two snapshots share is matched by id.
 """
 
 from __future__ import annotations

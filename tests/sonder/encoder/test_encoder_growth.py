@@ -55,8 +55,9 @@ def parent(spec, old_shop):
 
 
 def test_a_grown_encoder_knows_its_items_by_name_and_new_ones_by_their_content(parent, old_shop, shop, make_timelines):
-    newer = shop({"new of y": "y", "c": "y", "stranger": "z", "b": "x", "a": "x"})
-    encoder = grown(parent, old_shop, newer)
+    newer = shop({"new of y": "y", "c": "y", "stranger": "z", "b": "x", "a": "x"}, actions=("zap", "buy", "hide"))
+    encoder, readable = grown(parent, old_shop, newer)
+    assert (readable.actions, readable.item_ids) == (old_shop.actions, newer.item_ids)
     np.testing.assert_allclose(encoder.item_vectors[[4, 3, 1]], parent.item_vectors[:3], atol=1e-6)
     assert encoder.candidates.tolist() == [True, True, False, True, True]
     assert encoder.trained_items.tolist() == [False, True, False, True, True]
