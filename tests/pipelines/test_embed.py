@@ -202,9 +202,10 @@ def test_a_snapshot_newer_than_the_release_is_read_with_the_vocabulary_of_the_re
     matched = world.out / "matched"
     items = {"items": world.items, "newer_items": workspace.items("grown")}
     again = embed_history(grown, encoder=world.encoder, target=matched, as_of_us=AS_OF_US, num_workers=0, **items)
-    assert again == counts  # nothing is known of the new item, and the others are matched by id
+    assert again["zero_vectors"] == counts["zero_vectors"] - 1  # the new item shares a word with known titles
     vectors = part_file(matched / VECTORS, 0).read_table().to_pydict()["vector"]
-    np.testing.assert_allclose(vectors, found["vector"], atol=1e-6)
+    assert any(vectors[-1])
+    np.testing.assert_allclose(vectors[:-1], wanted, atol=1e-5)  # the others are matched by id
     with pytest.raises(ArtefactMismatch, match="knows 12 items"):  # the snapshot's own vocabulary
         embed_history(grown, workspace.items("grown"), world.encoder, world.out / "x", as_of_us=1, num_workers=0)
 
