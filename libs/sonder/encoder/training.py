@@ -78,7 +78,7 @@ class TrainingRun:
     ) -> None:
         """`target_counts_I` counts the wanted events of all workers' training data.
 
-        `start` holds the weights to go on from (`sonder.encoder.warm_start`); None: new ones.
+        `start` holds the weights to go on from (`sonder.encoder.growth`); None: new ones.
         """
         self.spec, self.peers, self.device = spec, peers or Peers(), device or torch.device("cpu")
         self.is_trained_I = target_counts_I > 0
