@@ -46,7 +46,7 @@ from sonder.core.ids import bucket_of
 from sonder.core.storage import MANIFEST, Folder, read_manifest
 from sonder.encoder.artefact import Encoder, load_encoder, save_encoder
 from sonder.encoder.batching import Batch, tokenise
-from sonder.encoder.inference import TOKENS_PER_THREAD, newest_batches
+from sonder.encoder.inference import BATCH_TOKENS, newest_batches
 from sonder.encoder.model import UserEncoder
 from sonder.encoder.specification import derive, summarise
 from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, iter_timelines, read_timelines
@@ -113,7 +113,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "buckets": len(bucket_numbers(world.history)),
         "spec": {"dim": spec.dim, "blocks": spec.num_blocks, "max_length": spec.max_length, "recalls": spec.recalls},
-        "tokens_per_thread": TOKENS_PER_THREAD,
+        "batch_tokens": BATCH_TOKENS,
         "slice_events": SLICE_EVENTS,
     }
     print(json.dumps(result))

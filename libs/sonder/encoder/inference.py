@@ -20,7 +20,7 @@ from sonder.encoder.model import UserEncoder
 from sonder.encoder.specification import EncoderSpec
 from sonder.history.timelines import Timelines
 
-TOKENS_PER_THREAD = 1 << 10  # activations that stay in a core's cache: twice as fast as 1 << 14 at width 64
+BATCH_TOKENS = 1 << 11  # activations that stay in a cache: nearly twice as fast as 1 << 14 at width 64
 _COLLATED_AT_ONCE = 32  # batches; taking turns after each one costs a tenth more, the caches are never warm
 
 
@@ -56,7 +56,6 @@ def newest_batches(
     """What the model is given: rows of the users [B], position of the newest token of each [B], their batch."""
     users_S = np.flatnonzero(tokens.lengths)
     segments = newest_segments(tokens, spec.max_length)
-    batch_tokens = TOKENS_PER_THREAD * torch.get_num_threads()
-    for rows in plan_batches(segments.lengths, batch_tokens, np.arange(len(users_S))):
+    for rows in plan_batches(segments.lengths, BATCH_TOKENS, np.arange(len(users_S))):
         batch = collate(tokens, spec, segments.starts[rows], segments.stops[rows], device)
         yield users_S[rows], segments.lengths[rows] - 1, batch

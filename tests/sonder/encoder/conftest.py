@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +14,16 @@ from sonder.encoder.specification import EncoderSpec
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 
-torch.set_num_threads(1)  # worlds this small only wait for a second one
-
 MakeTimelines = Callable[..., Timelines]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Worlds this small only wait for a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[True, False], ids=["recalling", "plain"])
