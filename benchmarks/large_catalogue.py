@@ -29,6 +29,7 @@ import torch
 from sonder.core.config import EncoderConfig, EvaluationConfig
 from sonder.core.storage import Folder
 from sonder.encoder.artefact import save_encoder
+from sonder.encoder.batching import collate
 from sonder.encoder.checkpoint import load_state, save_state
 from sonder.encoder.content import item_content
 from sonder.encoder.holdout import count_eligible, hold_out
@@ -82,8 +83,6 @@ def train(num_items: int, steps: int, threads: int, is_sparse: bool | None, fold
     run = TrainingRun(spec, holdout, summary.targets, content=content)
     segments, random = run._segments(np.random.default_rng(0)), np.random.default_rng(0)
     drawn = run.goals.draw(random)
-    from sonder.encoder.batching import collate
-
     seconds = []
     run.model.train()
     for rows in run._plan(segments, random)[:steps]:
