@@ -37,6 +37,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.processes import with_descendants
 from pipelines.bucket_tasks import bucket_numbers
 from pipelines.embed import SLICE_EVENTS, VECTORS, embed_history
 from pipelines.prepare import derive_num_buckets
@@ -298,7 +299,7 @@ class HighWaterMarks:
         self._look()
 
     def _look(self) -> None:
-        for pid in _descendants(os.getpid()):
+        for pid in with_descendants({os.getpid()}) - {os.getpid()}:
             try:
                 if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
                     self.workers[pid] = _high_water_kib(pid)
@@ -309,20 +310,6 @@ class HighWaterMarks:
 def _high_water_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
-def _descendants(root: int) -> set[int]:
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {root}
 
 
 if __name__ == "__main__":

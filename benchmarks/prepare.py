@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.processes import with_descendants
 from sonder.core.storage import Folder, read_manifest
 from sonder.events.synthetic import WorldConfig, simulate
 from sonder.events.synthetic.catalogue import build_catalogue
@@ -68,16 +69,7 @@ class Sampler:
         return now
 
     def _find_processes(self) -> None:
-        parents = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                except OSError:
-                    continue
-        self.known = {pid for pid in self.known if pid in parents} | {self.root}
-        while found := {pid for pid, parent in parents.items() if parent in self.known} - self.known:
-            self.known |= found
+        self.known = with_descendants(self.known | {self.root})
 
 
 def main() -> None:

@@ -137,6 +137,13 @@ class EncoderConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products, not of weights")
     parent: str | None = Field(None, description="release whose weights training goes on from")
 
+    @field_validator("num_workers")
+    @classmethod
+    def _least_first(cls, num_workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(num_workers, tuple) and num_workers[0] > num_workers[1]:
+            raise ValueError(f"found {list(num_workers)}, expected [least, most]")
+        return num_workers
+
 
 class InterestsConfig(Section):
     max_events: int = Field(200, gt=0, description="newest events of a user that are clustered")

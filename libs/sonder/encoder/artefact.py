@@ -61,7 +61,7 @@ class Encoder:
         popularity: NDArray[np.float64] | None = None,
         half_life_us: int = 0,
     ) -> Encoder:
-        """Build from trained weights; what the ids of never wanted items hold is cleared. No popularity: all alike."""
+        """Build from trained weights; what no wanted item taught is cleared. No popularity: all alike."""
         content = content or ItemContent.nothing(spec.num_items)
         if content.shape != spec.content:
             raise ArtefactMismatch(
@@ -74,6 +74,7 @@ class Encoder:
         with torch.no_grad():
             trained_I = torch.from_numpy(trained_items)
             model.forget_ids(torch.nonzero(~trained_I)[:, 0])
+            model.forget_features(trained_I)
             candidates = (trained_I | model.teaches(trained_I)).numpy()
         model.eval().requires_grad_(False)
         digest = digest_bytes(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))

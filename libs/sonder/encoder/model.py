@@ -131,12 +131,10 @@ class UserEncoder(nn.Module):
         return rows
 
     def teaches(self, trained_I: Tensor) -> Tensor:
-        """Items of whose content something was learnt from the trained ones -> bool [I]."""
+        """Items of whose content something was learnt from the trained ones, after `forget_features` -> bool [I]."""
         is_taught_I = torch.zeros_like(trained_I)
         if self.features is not None:
-            is_taught_R = torch.zeros(self.features.num_embeddings, dtype=torch.bool)
-            is_taught_R[self.feature_rows[:-1][trained_I].flatten()] = True
-            is_taught_R[-1] = False
+            is_taught_R = self.features.weight.any(dim=1)
             is_taught_I |= is_taught_R[self.feature_rows[:-1]].any(dim=1)
         if self.given is not None:
             has_vector_I = self.vectors[:-1].any(dim=1)
@@ -155,6 +153,13 @@ class UserEncoder(nn.Module):
         else:
             self.id_rows = self.id_rows.clone()
             self.id_rows[items] = self.items.num_embeddings - 1
+
+    def forget_features(self, trained_I: Tensor) -> None:
+        """Clear the rows that no trained item has: they hold the random numbers that they were made with."""
+        if self.features is not None:
+            is_taught_R = torch.zeros(self.features.num_embeddings, dtype=torch.bool)
+            is_taught_R[self.feature_rows[:-1][trained_I].flatten()] = True
+            self.features.weight[~is_taught_R] = 0
 
     def _place(self, content: ItemContent) -> None:
         """Hold the content as tensors that are no weights."""

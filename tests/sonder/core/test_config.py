@@ -81,3 +81,10 @@ def test_the_configuration_guide_names_every_key() -> None:
     schema = SonderConfig.model_json_schema()
     keys = set(schema["properties"]).union(*(d.get("properties", {}) for d in schema["$defs"].values()))
     assert [key for key in sorted(keys) if f"`{key}`" not in guide] == []
+
+
+def test_workers_are_a_number_or_the_least_before_the_most() -> None:
+    raw = {"events": {"path": "log.csv"}}
+    assert validate(raw | {"encoder": {"num_workers": [1, 4]}}, source="x").encoder.num_workers == (1, 4)
+    with pytest.raises(ConfigurationError, match=r"num_workers.*found \[4, 1\], expected \[least, most\]"):
+        validate(raw | {"encoder": {"num_workers": [4, 1]}}, source="x")

@@ -69,6 +69,19 @@ def test_a_grown_encoder_knows_its_items_by_name_and_new_ones_by_their_content(p
     np.testing.assert_allclose(after, before, atol=1e-6)
 
 
+def test_what_no_trained_item_taught_adds_nothing_to_a_new_item(spec, shop):
+    known = shop({"a": "x", "never wanted": "x/other"})
+    content = item_content(known)
+    spec = replace(spec, num_items=2, content=content.shape)
+    torch.manual_seed(0)
+    trained = np.array([True, False])
+    parent = Encoder.of(spec, UserEncoder(spec, content).state_dict(), trained, content=content)
+    row_of_x = parent.model.features.weight[parent.content.paths.index("x")].numpy()
+    np.testing.assert_allclose(parent.item_vectors[1], row_of_x / np.linalg.norm(row_of_x), atol=1e-6)
+    encoder, _ = grown(parent, known, shop({"a": "x", "later": "x/other"}))
+    np.testing.assert_allclose(encoder.item_vectors[1], parent.item_vectors[1], atol=1e-6)
+
+
 def test_weights_go_on_by_name(parent, old_shop, shop, spec):
     newer = shop({"new of y": "y", "c": "y", "stranger": None, "a": "x"}, actions=("hide", "buy", "impression"))
     content = item_content(newer)
