@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sonder.encoder.batching import NUM_GAPS, NUM_HOURS, NUM_VALUES, Batch
+from sonder.encoder.batching import NUM_AGES, NUM_GAPS, NUM_HOURS, NUM_VALUES, Batch
 from sonder.encoder.content import ItemContent
 from sonder.encoder.specification import EncoderSpec
 
@@ -56,6 +56,7 @@ class UserEncoder(nn.Module):
         self.values = _table(NUM_VALUES, spec.dim) if spec.reads_value else None
         self.gaps = _table(NUM_GAPS, spec.dim) if spec.reads_time else None
         self.hours = _table(NUM_HOURS, spec.dim) if spec.reads_time else None
+        self.ages = _table(NUM_AGES, spec.dim) if spec.reads_time else None
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_blocks))
         self.norm = nn.LayerNorm(spec.dim)
         self.recall = Recall(spec) if spec.recalls else None
@@ -101,8 +102,8 @@ class UserEncoder(nn.Module):
             x_BTD = x_BTD + self.surfaces(batch.surfaces_BT)
         if self.values is not None:
             x_BTD = x_BTD + self.values(batch.values_BT)
-        if self.gaps is not None and self.hours is not None:
-            x_BTD = x_BTD + self.gaps(batch.gaps_BT) + self.hours(batch.hours_BT)
+        if self.gaps is not None and self.hours is not None and self.ages is not None:
+            x_BTD = x_BTD + self.gaps(batch.gaps_BT) + self.hours(batch.hours_BT) + self.ages(batch.ages_BT)
         x_BTD = drop(x_BTD * self.scale, self.dropout, self.training)
         cos_sin = _rotations(x_BTD.shape[1], self.blocks[0].head_dim, x_BTD.device)  # type: ignore[arg-type]
         with torch.autocast(x_BTD.device.type, torch.bfloat16, enabled=self.casts):

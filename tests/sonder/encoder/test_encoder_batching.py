@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonder.encoder.batching import all_segments, newest_segments, plan_batches, tokenise
+from sonder.encoder.batching import NUM_AGES, all_segments, collate, newest_segments, plan_batches, tokenise
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,3 +54,14 @@ def test_hours_count_from_monday_and_gaps_start_at_none(spec, make_timelines):
     tokens = tokenise(make_timelines([[1, 2], [3]], times_s=[[monday_1am, monday_1am + 3], [0]]), replace(spec))
     assert tokens.hours.tolist() == [1, 1, 72]
     assert tokens.gaps.tolist() == [0, 5, 0]
+
+
+def test_ages_count_from_the_first_readable_event_and_survive_the_cut_to_the_newest(spec, make_timelines):
+    times_s = [[10 * second for second in range(12)], [5, 5 + 86_400]]
+    tokens = tokenise(make_timelines([list(range(12)), [1, 2]], times_s=times_s), spec)
+    assert tokens.ages.tolist()[:3] == [0, 6, 8]  # 0, 10 and 20 seconds: two classes per doubling
+    assert tokens.ages.tolist()[12:] == [0, 32]
+    newest = newest_segments(tokens, 8)
+    batch = collate(tokens, spec, newest.starts, newest.stops)
+    assert batch.ages_BT[0].tolist() == tokens.ages[4:12].tolist()
+    assert batch.ages_BT[1, 2:].tolist() == [NUM_AGES] * 6

@@ -76,7 +76,7 @@ def test_padding_and_unknown_items_receive_no_gradient(model, spec, make_timelin
     states_BTD.square().sum().backward()
     states_BTD = model(collate(tokens, spec, np.array([0, 3]), np.array([3, 8])))
     (states_BTD[:, :, 0].sum()).backward()
-    for table in (model.items, model.actions, model.surfaces, model.gaps, model.hours):
+    for table in (model.items, model.actions, model.surfaces, model.gaps, model.hours, model.ages):
         assert table.weight.grad[-1].abs().sum() == 0
         assert table.weight[-1].abs().sum() == 0
     assert model.items.weight.grad[4].abs().sum() > 0
