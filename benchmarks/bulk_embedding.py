@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from benchmarks.processes import with_descendants
 from pipelines.bucket_tasks import bucket_numbers
 from pipelines.embed import SLICE_EVENTS, VECTORS, embed_history
-from pipelines.prepare import derive_num_buckets
+from pipelines.prepare_plan import derive_num_buckets
 from pipelines.ray_runtime import ensure_ray
 from sonder.core.config import EncoderConfig, EvaluationConfig
 from sonder.core.ids import bucket_of

@@ -1,6 +1,7 @@
 """`sonder prepare`: a log becomes a history snapshot, an item table, a vocabulary and a quarantine (Ray Data).
 
-    splits of the log -> read and map -> shuffle by bucket of the user -> assemble each bucket -> item table -> publish
+    splits of the log -> read and map -> shuffle by bucket of the user -> assemble each bucket
+        -> user table by the same buckets (`prepare_users`) -> item table -> publish
 
 Every task writes its own files under a name that depends on the input alone, into a staging folder; a repeated task
 writes the same bytes again and a killed run leaves nothing that a reader could see. The folder is published only when
@@ -10,7 +11,6 @@ Nothing in the output depends on the clock, on the number of workers or on the o
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,57 +20,28 @@ from typing import Any
 import pyarrow.compute as pc
 import ray.data
 
-from pipelines.prepare_tasks import BUCKET, SPLIT, assemble_part, read_counts, read_part, write_bucket
+from pipelines.prepare_plan import Plan, make_plan
+from pipelines.prepare_tasks import (
+    BUCKET,
+    SPLIT,
+    assemble_part,
+    bound_shuffle,
+    read_counts,
+    read_part,
+    write_bucket,
+)
+from pipelines.prepare_users import make_user_table
 from pipelines.ray_runtime import ensure_ray, worker_errors
-from pipelines.table_formats import describe_table, is_table_format, read_table, resolve_table
-from sonder.core.config import EventsConfig, SonderConfig
+from pipelines.table_formats import is_table_format, read_table
+from sonder.core.config import SonderConfig
 from sonder.core.errors import DataError, TooManyBadRows
 from sonder.core.storage import Folder, publish
 from sonder.core.telemetry import logger, stage
 from sonder.core.workspace import Workspace
 from sonder.events.catalogue import read_items
 from sonder.events.contract import Col, Reason
-from sonder.events.files import compression_of
-from sonder.events.reading import LogSplit, plan_splits, resolve
-from sonder.history.inputs import describe_catalogue, describe_inputs, prepare_digest, snapshot_id
 from sonder.history.item_table import build_vocabulary
 from sonder.history.snapshot import HISTORY_SCHEMA
-
-ROWS_PER_BUCKET = 250_000  # about 25 MB while it is assembled
-MAX_BUCKETS = 999
-BYTES_PER_TEXT_ROW, BYTES_PER_COMPRESSED_ROW = 80, 20
-BLOCK_BYTES = 64 << 20
-SHUFFLE_INPUT_BYTES = 192 << 20  # held by one map task of the shuffle; Ray's default of 1 GiB takes 3 GiB of memory
-OPTIONAL_COLUMNS = (Col.EVENT_ID, Col.SURFACE, Col.VALUE, Col.REQUEST_ID)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is read, settled before any work: the same log always gives the same plan."""
-
-    snapshot: str
-    config_digest: str
-    inputs: list[dict[str, Any]]
-    events: EventsConfig  # resolved
-    splits: list[LogSplit]  # none for a table format
-    num_buckets: int
-
-    @property
-    def is_ordinal(self) -> bool:
-        """Whether the log's times are only an order: they have no days, so nothing per day can be said."""
-        return self.events.timestamp == "ordinal"
-
-    @property
-    def absent(self) -> tuple[str, ...]:
-        """Optional fields that this log does not have."""
-        return tuple(name for name in OPTIONAL_COLUMNS if getattr(self.events.columns, name) is None)
-
-    @property
-    def sources(self) -> Mapping[int, str] | str:
-        """Name of each file by its index in `log_order`."""
-        if is_table_format(self.events):
-            return self.events.paths[0]
-        return {split.file_index: split.source for split in self.splits}
 
 
 @dataclass
@@ -122,55 +93,23 @@ def prepare(config: SonderConfig) -> str:
         totals = _add_up(staging, buckets)
         counts.update({name: value for name, value in totals.counts().items() if isinstance(value, int)})
     _refuse_bad_log(plan, totals, config.events.max_bad_fraction, staging, workspace)
+    user_table = make_user_table(plan.users, plan.num_buckets, staging) if plan.users else None
     with stage("prepare.items") as counts:
         _make_items(config, plan, totals, staging)
         counts["items"] = totals.items
     _publish_quarantine(totals, staging, workspace.quarantine(plan.snapshot))
     _republish(staging / "items", workspace.items(plan.snapshot), {"items": totals.items})
-    publish(staging / "history", final, _manifest(plan, totals, buckets))
+    publish(staging / "history", final, _manifest(plan, totals, buckets, user_table))
     staging.remove()
     logger.info("prepare: wrote %s", final)
     return plan.snapshot
-
-
-def make_plan(config: SonderConfig) -> Plan:
-    """Look at the log and settle what a snapshot of it is."""
-    if is_table_format(config.events):
-        events, splits = resolve_table(config.events), []
-        inputs = [describe_table(events), *describe_catalogue(config.items)]
-    else:
-        events = resolve(config.events)
-        splits, inputs = plan_splits(events), describe_inputs(events, config.items)
-    digest = prepare_digest(events, config.items, config.prepare)
-    return Plan(
-        snapshot=snapshot_id(digest, inputs),
-        config_digest=digest,
-        inputs=inputs,
-        events=events,
-        splits=splits,
-        num_buckets=config.prepare.num_buckets or derive_num_buckets(splits, inputs[0].get("rows")),
-    )
-
-
-def derive_num_buckets(splits: Sequence[LogSplit], rows: int | None) -> int:
-    """Buckets of about ROWS_PER_BUCKET rows, from the rows that the log's files declare or their size suggests."""
-    if rows is None:
-        rows = sum(split.num_rows if split.num_rows is not None else _rows_by_size(split) for split in splits)
-    return min(max(1, -(-rows // ROWS_PER_BUCKET)), MAX_BUCKETS)
-
-
-def _rows_by_size(split: LogSplit) -> int:
-    return split.size_bytes // (BYTES_PER_COMPRESSED_ROW if compression_of(split.source) else BYTES_PER_TEXT_ROW)
 
 
 def _make_history(plan: Plan, staging: Folder) -> list[dict[str, Any]]:
     """Run the Ray Data pipeline -> one row of counts per bucket, in order."""
     ensure_ray()
     with worker_errors():
-        context = ray.data.DataContext.get_current()  # a copy that ends with the block
-        context.target_max_block_size = BLOCK_BYTES
-        context.shuffle_input_batch_bytes = SHUFFLE_INPUT_BYTES
-        context.enable_progress_bars = sys.stderr.isatty()
+        bound_shuffle()
         assembled = (
             _read(plan, staging)
             .repartition(plan.num_buckets, keys=[BUCKET])
@@ -276,7 +215,9 @@ def _make_items(config: SonderConfig, plan: Plan, totals: Totals, staging: Folde
     totals.last_event = pc.max(vocabulary.items.column(Col.LAST_SEEN)).as_py()
 
 
-def _manifest(plan: Plan, totals: Totals, buckets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _manifest(
+    plan: Plan, totals: Totals, buckets: Sequence[Mapping[str, Any]], user_table: dict[str, Any] | None
+) -> dict[str, Any]:
     assert totals.first_event is not None
     assert totals.last_event is not None
     return {
@@ -290,6 +231,7 @@ def _manifest(plan: Plan, totals: Totals, buckets: Sequence[Mapping[str, Any]]) 
         "buckets": [{name: bucket[name] for name in (BUCKET, "users", "events", "digest")} for bucket in buckets],
         "inputs": plan.inputs,
         "config_digest": plan.config_digest,
+        **({"user_table": user_table} if user_table else {}),
     }
 
 

@@ -6,6 +6,7 @@ history/bucket=NNN/part-0.parquet   quarantine/{read,bucket}-N.parquet   scratch
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray.data
 from numpy.typing import NDArray
 from ray.data._internal.execution.interfaces.task_context import TaskContext
 
@@ -30,6 +32,8 @@ from sonder.history.snapshot import bucket_file
 SPLIT, BUCKET = "split", "bucket"
 TABLE_ORDER_KEY = "sonder/table-order/1/"
 QUARANTINE_ROWS_PER_FILE = 100_000
+BLOCK_BYTES = 64 << 20
+SHUFFLE_INPUT_BYTES = 192 << 20  # held by one map task of the shuffle; Ray's default of 1 GiB takes 3 GiB of memory
 
 COUNTS_SCHEMA = pa.schema(
     [
@@ -40,6 +44,14 @@ COUNTS_SCHEMA = pa.schema(
         ("by_reason", pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.int64())]))),
     ]
 )
+
+
+def bound_shuffle() -> None:
+    """Keep a shuffle within bounded memory; call it within `worker_errors`, whose context ends with its block."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.shuffle_input_batch_bytes = SHUFFLE_INPUT_BYTES
+    context.enable_progress_bars = sys.stderr.isatty()
 
 
 def read_part(

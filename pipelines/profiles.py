@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from sonder.core import telemetry
 from sonder.core.storage import Folder
-from sonder.history.snapshot import read_timelines
+from sonder.history.snapshot import read_timelines, read_users
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.record import StageOutputs, assemble_profiles
 from sonder.scoring.heads import load_heads
@@ -47,7 +47,7 @@ class ProfileBucket:
                 for name in ("vectors", "interests", "segments")
             }
             scores = part_file(self.target / "scores" / "users", bucket).read_table()
-            outputs = StageOutputs(**parts, scores=scores)
+            outputs = StageOutputs(**parts, scores=scores, users=read_users(self.history, bucket))
             file.write_table(assemble_profiles(timelines, outputs, base_rates=self.base_rates, as_of_us=self.as_of_us))
         is_cold = file.read_table(["is_cold"]).column("is_cold").to_pylist()
         return {"profiles": len(is_cold), "cold": sum(is_cold)}

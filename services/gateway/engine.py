@@ -21,12 +21,13 @@ from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
 from services.warming import sample_batch
 from sonder.core.errors import StageUnavailable
+from sonder.profiles.attributes import FACTS
 from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.record import cold_profile, splice, to_json_records
 from sonder.profiles.store import ProfileStore, StoredProfile
 
 ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
-FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "scores", "embedding")
+FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "scores", *FACTS, "embedding")
 MAX_ANSWERS = 100
 
 
@@ -217,7 +218,7 @@ class Engine:
             content = orjson.loads(body)
             if "embedding" in fields:
                 content["embedding"] = np.frombuffer(stored.embedding, dtype="<f4") if stored.embedding else None
-            kept = {name: content[name] for name in (*ENVELOPE, *(name for name in FIELDS if name in fields))}
+            kept = {name: content.get(name) for name in (*ENVELOPE, *(name for name in FIELDS if name in fields))}
             body = orjson.dumps(kept, option=orjson.OPT_SERIALIZE_NUMPY)
         if degraded:
             body = b'{"degraded":%b,%b' % (orjson.dumps(list(degraded)), body[1:])

@@ -2,6 +2,7 @@
 
 Segmentation needs only the history, so it runs beside embedding -> scoring. A stage that fails or is late takes its
 part of the answer with it, and nothing else: the stored part stands in, and `degraded` names stage and reason.
+What the user table says is carried over: no event changes it.
 The same `assemble_profiles` made the stored profile, so without new events the fresh one equals it.
 Time: `as_of` is the release's watermark (no event after it has been accepted), not the wall clock.
 """
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from services.gateway.stages import HistoryBatch, Stages
 from sonder.core.errors import StageUnavailable
+from sonder.profiles.attributes import stored_facts
 from sonder.profiles.packing import EVENT_BYTES, unpack_timelines
 from sonder.profiles.record import StageOutputs, assemble_profiles, embeddings_of, to_json_records
 from sonder.profiles.store import StoredProfile
@@ -55,12 +57,12 @@ class _Composed:
         parts = {"embedding": self.vectors, "segmentation": self.segmentation, "scoring": self.scores}
         return {name: part for name, part in parts.items() if isinstance(part, StageUnavailable)}
 
-    def outputs(self, user_ids: list[str]) -> StageOutputs:
-        """The answers as tables; None for a stage that failed."""
+    def outputs(self, user_ids: list[str], users: pa.Table) -> StageOutputs:
+        """The answers as tables; None for a stage that failed. `users`: the facts that no stage derives."""
         tables = (None, None) if isinstance(self.segmentation, StageUnavailable) else self.segmentation
         vectors = None if isinstance(self.vectors, StageUnavailable) else vector_table(user_ids, self.vectors)
         scores = None if isinstance(self.scores, StageUnavailable) else self.scores
-        return StageOutputs(vectors=vectors, interests=tables[0], segments=tables[1], scores=scores)
+        return StageOutputs(vectors=vectors, interests=tables[0], segments=tables[1], scores=scores, users=users)
 
 
 class FreshPath:
@@ -102,7 +104,9 @@ class FreshPath:
         self, stored: Mapping[str, StoredProfile], histories: HistoryBatch, composed: _Composed, now_us: int
     ) -> dict[str, FreshProfile]:
         timelines = unpack_timelines(histories.user_ids, histories.timelines).before(self._as_of_us)
-        outputs = composed.outputs(histories.user_ids)
+        outputs = composed.outputs(
+            histories.user_ids, stored_facts({user_id: kept.body for user_id, kept in stored.items()})
+        )
         profiles = assemble_profiles(timelines, outputs, base_rates=self._base_rates, as_of_us=self._as_of_us)
         bodies = to_json_records(profiles, computed_at_us=now_us)
         embeddings = embeddings_of(profiles)

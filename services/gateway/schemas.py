@@ -106,6 +106,9 @@ class Profile(Envelope):
     segments: Segments | None = None
     interests: list[Interest] | None = None
     scores: list[Score] | None = None
+    signup_at: datetime | None = Field(None, description="from the user table, if before as_of")
+    attributes: dict[str, str] | None = Field(None, description="from the user table; null without a row in it")
+    consent: dict[str, bool] | None = Field(None, description="purposes on which the user decided; null without a row")
     embedding: list[float] | None = Field(None, description="only on request: ?fields=embedding")
 
 

@@ -54,6 +54,20 @@ def test_every_user_of_the_log_has_one_profile(built_world: BuiltWorld) -> None:
     assert warm["interests"].list.len().min() >= 1
 
 
+def test_profiles_carry_what_the_user_table_says(built_world: BuiltWorld) -> None:
+    accounts = pl.read_parquet(built_world.config_file.parent / "users.parquet")
+    found = profiles(built_world).join(accounts, on="user_id", how="left", suffix="_given")
+    is_known = pl.col("user_id").is_in(accounts["user_id"].to_list())
+    assert found.filter(~is_known)["attributes"].null_count() == found.filter(~is_known).height > 0
+    known = found.filter(is_known)
+    assert (known["signup_at"] == known["signup_at_given"]).all()
+    for row in known.head(50).to_dicts():
+        told = {pair["name"]: pair["value"] for pair in row["attributes"]}
+        assert (told.get("country"), told["age_band"]) == (row["country"], row["age_band"])
+        granted = {pair["name"]: pair["granted"] for pair in row["consent"]}
+        assert (granted.get("ads"), granted.get("email")) == (row["consent_ads"], row["consent_email"])
+
+
 def test_the_flat_metrics_have_the_published_names(built_world: BuiltWorld) -> None:
     metrics = json.loads((release_folder(built_world) / "report" / "metrics.json").read_text(encoding="utf-8"))
     models = ("encoder", "popularity", "item_knn")

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 import pipelines.prepare
-from pipelines.prepare import derive_num_buckets, prepare
+from pipelines.prepare import prepare
+from pipelines.prepare_plan import derive_num_buckets
 from pipelines.prepare_tasks import read_block
 from sonder.core.config import EventsConfig, SonderConfig
 from sonder.core.errors import DataError, NotFound, TooManyBadRows

@@ -33,6 +33,7 @@ from sonder.encoder.artefact import Encoder, save_encoder, save_popularity
 from sonder.encoder.inference import embed_users
 from sonder.encoder.model import UserEncoder
 from sonder.encoder.specification import EncoderSpec
+from sonder.events.contract import USER_SCHEMA
 from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
@@ -53,6 +54,19 @@ NUM_DAYS, NUM_USERS, NUM_ITEMS, NUM_BUCKETS, DIM = 60, 24, 18, 2, 8
 AS_OF_US = START_US + NUM_DAYS * MICROSECONDS_PER_DAY
 SNAPSHOT, RELEASE = "snapshot-1", "release-1"
 SHOWN_ONLY = "käufer/only shown"  # a user whose events express no wish, with an id that needs escaping
+
+
+USER_TABLE = pa.Table.from_pylist(
+    [
+        {
+            "user_id": "user-1",
+            "signup_at": AS_OF_US - 1,
+            "attributes": [{"name": "country", "value": 'D"E'}],
+            "consent": [{"name": "ads", "granted": True}, {"name": "email", "granted": False}],
+        }
+    ],
+    schema=USER_SCHEMA,
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,7 @@ def build_tiny_release(folder: Path) -> TinyRelease:
             interests=cluster_interests(users, encoder.item_vectors, vocabulary, as_of_us=AS_OF_US, config=interests),
             segments=lifecycle_table(users, as_of_us=AS_OF_US, thresholds=thresholds),
             scores=Scorer.of([head], vocabulary).score(users, vectors, as_of_us=AS_OF_US),
+            users=USER_TABLE,
         )
         profiles = assemble_profiles(users, outputs, base_rates={"buy_7d": 0.25}, as_of_us=AS_OF_US)
         profile_file(target / "profiles", bucket).write_table(profiles)

@@ -40,6 +40,16 @@ def test_a_fresh_profile_without_new_events_equals_the_stored_one(served: Served
         assert fresh["age_ms"] < 10_000
 
 
+def test_facts_of_the_user_table_are_answered_and_carried_over(served: Served) -> None:
+    asked = "/v1/users/user-1?fields=attributes,consent"
+    answer = served.get(asked)
+    assert answer["attributes"] == {"country": 'D"E'}
+    assert answer["consent"] == {"ads": True, "email": False}
+    assert without(served.get(f"{asked}&fresh=true"), VOLATILE) == without(answer, VOLATILE)
+    other = served.get("/v1/users/user-2")
+    assert (other["signup_at"], other["attributes"], other["consent"]) == (None, None, None)
+
+
 def test_a_fresh_embedding_equals_the_stored_one(served: Served) -> None:
     stored = served.get("/v1/users/user-2/embedding")
     fresh = served.get("/v1/users/user-2?fresh=true&fields=embedding")

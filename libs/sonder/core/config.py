@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +109,50 @@ class ItemsConfig(Section):
     columns: ItemColumns = ItemColumns()
 
 
+class UserColumns(Section):
+    """Which column of the user table holds what; an attribute is named like its column."""
+
+    user_id: str = "user_id"
+    signup_at: str | None = None
+    attributes: tuple[str, ...] = ()
+    consent: dict[str, str] = Field(default_factory=dict, description="column of each purpose: ads, email, ...")
+
+    @field_validator("attributes")
+    @classmethod
+    def _each_once(cls, attributes: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := {name for name in attributes if attributes.count(name) > 1}:
+            raise ValueError(f"attributes are named once, repeated: {', '.join(sorted(repeated))}")
+        return attributes
+
+    @field_validator("consent")
+    @classmethod
+    def _plain_purposes(cls, consent: dict[str, str]) -> dict[str, str]:
+        if odd := [name for name in consent if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name)]:
+            raise ValueError(f"found the purpose {odd[0]!r}, expected lower-case letters, digits and underscores")
+        return consent
+
+
+class UsersConfig(Section):
+    """The user table: optional, in any of the tabular formats."""
+
+    path: str
+    format: Literal["auto", "csv", "jsonl", "parquet", "arrow"] = "auto"
+    columns: UserColumns = UserColumns()
+    timestamp: str = Field("auto", description="form of signup_at, as in events; no ordinals")
+    sensitive: tuple[str, ...] = Field((), description="attributes that no reason names and no model reads")
+
+    @model_validator(mode="after")
+    def _sensitive_are_attributes(self) -> UsersConfig:
+        if strangers := [name for name in self.sensitive if name not in self.columns.attributes]:
+            raise ValueError(f"sensitive names {strangers[0]!r}, expected one of columns.attributes")
+        return self
+
+    @property
+    def usable_attributes(self) -> tuple[str, ...]:
+        """The attributes that a reason may name and a model may read: all but the sensitive ones."""
+        return tuple(name for name in self.columns.attributes if name not in self.sensitive)
+
+
 class PrepareConfig(Section):
     num_buckets: int | None = Field(None, gt=0, le=999, description="history partitions; from the log's size")
 
@@ -187,6 +232,7 @@ class SonderConfig(Section):
     workspace: str = "./workspace"
     events: EventsConfig
     items: ItemsConfig | None = None
+    users: UsersConfig | None = None
     prepare: PrepareConfig = PrepareConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     encoder: EncoderConfig = EncoderConfig()

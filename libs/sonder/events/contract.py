@@ -34,6 +34,10 @@ class Col:
     FIRST_SEEN = "first_seen"
     LAST_SEEN = "last_seen"
     VECTOR = "vector"
+    # of the user table
+    SIGNUP_AT = "signup_at"
+    ATTRIBUTES = "attributes"
+    CONSENT = "consent"
 
 
 class Reason(StrEnum):
@@ -64,6 +68,17 @@ EVENT_SCHEMA = pa.schema(
         pa.field(Col.VALUE, pa.float64()),
         pa.field(Col.REQUEST_ID, pa.large_string()),
         pa.field(Col.LOG_ORDER, pa.int64(), nullable=False),
+    ]
+)
+
+ATTRIBUTES_TYPE = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
+CONSENT_TYPE = pa.list_(pa.struct([("name", pa.string()), ("granted", pa.bool_())]))
+USER_SCHEMA = pa.schema(
+    [
+        pa.field(Col.USER_ID, pa.string(), nullable=False),
+        pa.field(Col.SIGNUP_AT, TIMESTAMP_TYPE),
+        pa.field(Col.ATTRIBUTES, ATTRIBUTES_TYPE, nullable=False),  # those that the user has, as configured
+        pa.field(Col.CONSENT, CONSENT_TYPE, nullable=False),  # purposes on which the user is known to have decided
     ]
 )
 

@@ -1,9 +1,10 @@
 """What a snapshot is made from: the files and their content, and the id that follows from them.
 
-The id is a digest of the resolved `events`, `items` and `prepare` sections (paths included, limits that only decide
-whether to fail excluded), of every input file, and of the version of the layout. A local file enters with the digest
-of its bytes, so a log written again with the same content is the same input; a remote one with its size and what its
-store says about its version (etag, else time of modification). Cost: local files are read once more, about 1 GB/s.
+The id is a digest of the resolved `events`, `items`, `users` and `prepare` sections (paths included; excluded what only
+decides whether to fail or what may be told), of every input file, and of the version of the layout. A local file enters
+with the digest of its bytes, so a log written again with the same content is the same input; a remote one with its size
+and what its store says about its version (etag, else time of modification). Cost: local files are read once more, about
+1 GB/s.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from sonder.core.config import EventsConfig, ItemsConfig, PrepareConfig
+from sonder.core.config import EventsConfig, ItemsConfig, PrepareConfig, UsersConfig
 from sonder.core.ids import digest_json
 from sonder.core.storage import Folder
 from sonder.events.files import LogFile, find_files
@@ -24,22 +25,26 @@ _VERSION_KEYS = ("ETag", "etag", "e_tag", "LastModified", "last_modified", "upda
 
 def describe_inputs(events: EventsConfig, items: ItemsConfig | None) -> list[dict[str, Any]]:
     """One entry per file of the log, then of the catalogue, in their order: path, size_bytes and digest or version."""
-    return [_describe(file) for file in find_files(located(events))] + describe_catalogue(items)
+    return [_describe(file) for file in find_files(located(events))] + describe_table_files(items)
 
 
-def describe_catalogue(items: ItemsConfig | None) -> list[dict[str, Any]]:
-    """One entry per file of the catalogue."""
-    return [_describe(file) for file in find_files((items.path,))] if items else []
+def describe_table_files(table: ItemsConfig | UsersConfig | None) -> list[dict[str, Any]]:
+    """One entry per file of the catalogue or of the user table."""
+    return [_describe(file) for file in find_files((table.path,))] if table else []
 
 
-def prepare_digest(events: EventsConfig, items: ItemsConfig | None, prepare: PrepareConfig) -> str:
+def prepare_digest(
+    events: EventsConfig, items: ItemsConfig | None, prepare: PrepareConfig, users: UsersConfig | None = None
+) -> str:
     """16 hex digits over the configuration that decides what a snapshot holds."""
-    sections = {
+    sections: dict[str, Any] = {
         "events": events.model_dump(mode="json", exclude={"max_bad_fraction"}),
         "items": items.model_dump(mode="json") if items else None,
         "prepare": prepare.model_dump(mode="json"),
         "layout": LAYOUT_VERSION,
     }
+    if users:
+        sections["users"] = users.model_dump(mode="json", exclude={"sensitive"})
     return digest_json(sections)
 
 

@@ -2,6 +2,8 @@
 
 Users of a bucket are sorted by `user_id`; the events of a user by time, then by the log's own order. Every bucket of
 0..num_buckets has a file, perhaps without rows, and the manifest lists them with their counts and digests.
+Beside them, if the log came with a user table: `users/bucket=NNN/part-0.parquet` (USER_SCHEMA, by `user_id`), with
+everybody in that table, so also users without any event; the manifest has them under `user_table`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 from sonder.core.errors import NotFound
 from sonder.core.ids import bucket_of
 from sonder.core.storage import Folder, read_manifest
-from sonder.events.contract import TIMESTAMP_TYPE, Col
+from sonder.events.contract import TIMESTAMP_TYPE, USER_SCHEMA, Col
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
 
@@ -52,6 +54,18 @@ def buckets_of(snapshot: Folder) -> list[int]:
 def read_bucket(snapshot: Folder, bucket: int, columns: list[str] | None = None) -> pa.Table:
     """The users of one bucket, by user_id (HISTORY_SCHEMA, or only these columns of it)."""
     return bucket_file(snapshot, bucket).read_table(columns)
+
+
+def users_file(snapshot: Folder, bucket: int) -> Folder:
+    """File of one bucket of the user table."""
+    return bucket_file(snapshot / "users", bucket)
+
+
+def read_users(snapshot: Folder, bucket: int) -> pa.Table:
+    """The user table's rows of one bucket, by user_id (USER_SCHEMA); none if the log came without a user table."""
+    if "user_table" not in read_manifest(snapshot):
+        return USER_SCHEMA.empty_table()
+    return users_file(snapshot, bucket).read_table()
 
 
 def read_timelines(snapshot: Folder, vocabulary: Vocabulary, buckets: Sequence[int] | None = None) -> Timelines:

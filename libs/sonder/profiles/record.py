@@ -4,8 +4,9 @@
 call the same function. `to_json_records` renders rows to the bytes that the online store keeps ready.
 
 JSON fields, in this order: user_id, is_cold, cold_reason (null unless cold), as_of (what was known: events before
-it), computed_at (when this was derived), num_events, first_seen, last_seen, segments, interests, scores. The embedding
-is kept apart (`?fields=embedding`). At read time `release` and `age_ms` (now minus computed_at) are spliced in front.
+it), computed_at (when this was derived), num_events, first_seen, last_seen, segments, interests, scores, signup_at,
+attributes and consent (objects {name: value}; null for a user without a row in the user table). The embedding is kept
+apart (`?fields=embedding`). At read time `release` and `age_ms` (now minus computed_at) are spliced in front.
 Times are ISO 8601 in UTC, weights and scores have float32 precision, days are days of 24 hours before as_of.
 """
 
@@ -24,6 +25,7 @@ from sonder.core.storage import Folder
 from sonder.events.contract import TIMESTAMP_TYPE
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.interests.ward import INTEREST_SCHEMA
+from sonder.profiles.attributes import FACT_FIELDS, FACTS, user_facts, with_all_facts, with_objects
 from sonder.scoring.table import SCORE_SCHEMA
 from sonder.segments.lifecycle import LIFECYCLE_SCHEMA
 
@@ -71,10 +73,11 @@ PROFILE_SCHEMA = pa.schema(
         pa.field("segments", _SEGMENTS, nullable=False),
         pa.field("interests", pa.list_(_INTEREST), nullable=False),
         pa.field("scores", pa.list_(_SCORE), nullable=False),
+        *FACT_FIELDS,  # of the user table
         pa.field("embedding", pa.list_(pa.float32())),  # null for a cold user
     ]
 )
-_JSON_COLUMNS = ("num_events", "first_seen", "last_seen", "segments", "interests", "scores")
+_JSON_COLUMNS = ("num_events", "first_seen", "last_seen", "segments", "interests", "scores", "signup_at")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class StageOutputs:
     interests: pa.Table | None  # interests.ward.INTEREST_SCHEMA, one row per user and interest
     segments: pa.Table | None  # segments.lifecycle.LIFECYCLE_SCHEMA
     scores: pa.Table | None  # scoring.table.SCORE_SCHEMA
+    users: pa.Table | None = None  # events.contract.USER_SCHEMA, of the user table
 
 
 def assemble_profiles(
@@ -97,6 +101,7 @@ def assemble_profiles(
         .join(_interests(outputs.interests), on="user_id", how="left", maintain_order="left")
         .join(_segments(outputs.segments), on="user_id", how="left", maintain_order="left")
         .join(_scores(outputs.scores, base_rates), on="user_id", how="left", maintain_order="left")
+        .join(user_facts(outputs.users, as_of_us=as_of_us), on="user_id", how="left", maintain_order="left")
     )
     is_cold = pl.col("embedding").is_null()
     profiles = profiles.with_columns(
@@ -126,6 +131,7 @@ def cold_profile(user_id: str, *, base_rates: Mapping[str, float], as_of_us: int
         "scores": [
             {"name": name, "value": rate, "base_rate": rate, "drivers": []} for name, rate in base_rates.items()
         ],
+        **dict.fromkeys(FACTS),
         "embedding": None,
     }
     return pa.Table.from_pylist([row], schema=PROFILE_SCHEMA)
@@ -133,7 +139,7 @@ def cold_profile(user_id: str, *, base_rates: Mapping[str, float], as_of_us: int
 
 def to_json_records(profiles: pa.Table, *, computed_at_us: int) -> list[bytes]:
     """JSON object of each profile [U], UTF-8, without the embedding; one pass in Rust, nothing per row in Python."""
-    frame = _frame(profiles.drop_columns(["embedding"]))
+    frame = _frame(with_all_facts(profiles).drop_columns(["embedding"]))
     rendered = frame.select(
         pl.struct(
             "user_id",
@@ -144,7 +150,7 @@ def to_json_records(profiles: pa.Table, *, computed_at_us: int) -> list[bytes]:
             *_JSON_COLUMNS,
         ).struct.json_encode()
     ).to_series()
-    return rendered.cast(pl.Binary).to_list()
+    return with_objects(rendered, frame["attributes"], frame["consent"]).cast(pl.Binary).to_list()
 
 
 def splice(body: bytes, *, release: str, computed_at_us: int, now_us: int) -> bytes:

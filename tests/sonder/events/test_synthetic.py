@@ -243,3 +243,18 @@ def test_the_configuration_beside_the_log_is_valid(world: Path) -> None:
     config = validate(yaml.safe_load((world / "sonder.yaml").read_text()), source="sonder.yaml")
     assert config.events.path == str(world / "events")
     assert [score.name for score in config.scores] == ["buy_7d"]  # churn_14d needs 84 days
+
+
+def test_accounts_are_made_before_their_first_event_and_lean_by_age_alone(world: Path, events: pl.DataFrame) -> None:
+    accounts = pl.read_parquet(world / "users.parquet")
+    assert accounts.columns == ["user_id", "signup_at", "country", "age_band", "consent_ads", "consent_email"]
+    assert accounts["user_id"].is_unique().all()
+    first = events.group_by("user_id").agg(pl.col("timestamp").min(), pl.col("item_id").first())
+    known = accounts.join(first, on="user_id")
+    assert 0.94 < known.height / first.height < 1  # some people have no account
+    assert (known["signup_at"] < known["timestamp"]).all()
+    leaves = truth(world, "interests").unique("user_id", keep="first", maintain_order=True)
+    by_department = accounts.join(leaves, on="user_id").group_by(pl.col("category").str.split("/").list.first())
+    shares = by_department.agg(old=(pl.col("age_band") > "45").mean(), german=(pl.col("country") == "DE").mean())
+    assert shares["old"].max() - shares["old"].min() > 0.2
+    assert shares["german"].max() - shares["german"].min() < 0.2

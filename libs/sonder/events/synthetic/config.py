@@ -53,6 +53,6 @@ class WorldConfig:
         return range(part * USERS_PER_PART, min((part + 1) * USERS_PER_PART, self.num_users))
 
     def generator(self, purpose: int, part: int = 0) -> np.random.Generator:
-        """The random numbers of one purpose (0 catalogue, 1 people, 2 sessions and actions) in one part."""
+        """The random numbers of one purpose (0 catalogue, 1 people, 2 sessions and actions, 3 accounts) in one part."""
         seeds = np.random.SeedSequence(self.seed, spawn_key=(purpose, part))
         return np.random.Generator(np.random.SFC64(seeds))

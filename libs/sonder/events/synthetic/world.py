@@ -1,8 +1,9 @@
 """Run the synthetic world: part by part, so that its size does not matter to memory, and write it as a log to build on.
 
-`DIR/events/part-NNNNN.parquet` (one part of the people each, by time), `DIR/items.parquet`, `DIR/sonder.yaml` and the
-truth in `DIR/truth/{interests,lifecycle,scores}.parquet`. The log has no event ids: they are derived like those of any
-log without. People who never come in the log's days are in the truth only.
+`DIR/events/part-NNNNN.parquet` (one part of the people each, by time), `DIR/items.parquet`, `DIR/users.parquet` (the
+accounts), `DIR/sonder.yaml` and the truth in `DIR/truth/{interests,lifecycle,scores}.parquet`. The log has no event
+ids: they are derived like those of any log without. People who never come in the log's days are in the truth and in the
+user table only.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import yaml
 from sonder.core.storage import Folder
 from sonder.core.telemetry import stage
 from sonder.events.contract import TIMESTAMP_TYPE, Col
+from sonder.events.synthetic.accounts import AGE_BAND, COUNTRY, PURPOSES, accounts_table
 from sonder.events.synthetic.actions import ACTIONS, Actions, draw_actions
 from sonder.events.synthetic.catalogue import Catalogue, build_catalogue
-from sonder.events.synthetic.config import START, WorldConfig
+from sonder.events.synthetic.config import DAY_MS, START, WorldConfig
 from sonder.events.synthetic.identifiers import padded_ids
 from sonder.events.synthetic.people import build_people
 from sonder.events.synthetic.sessions import SURFACES, draw_sessions
@@ -35,6 +37,7 @@ class WorldPart:
     interests: pa.Table
     lifecycle: pa.Table
     scores: pa.Table
+    users: pa.Table  # the accounts of these people
 
 
 def simulate(config: WorldConfig) -> Iterator[WorldPart]:
@@ -46,16 +49,19 @@ def write_world(config: WorldConfig, folder: Folder) -> dict[str, int]:
     """Write log, catalogue, configuration and truth -> number of users, items and events."""
     catalogue, num_events = build_catalogue(config), 0
     truth: dict[str, list[pa.Table]] = {"interests": [], "lifecycle": [], "scores": []}
+    users: list[pa.Table] = []
     (folder / "events").remove()
     with stage("synth", users=config.num_users, days=config.num_days, seed=config.seed) as counts:
         for index, part in enumerate(_parts(config, catalogue)):
             write_events(part.events, folder / "events" / f"part-{index:05d}.parquet")
             num_events += part.events.num_rows
+            users.append(part.users)
             for name, tables in truth.items():
                 tables.append(getattr(part, name))
         for name, tables in truth.items():
             (folder / "truth" / f"{name}.parquet").write_table(pa.concat_tables(tables))
         (folder / "items.parquet").write_table(catalogue.table())
+        (folder / "users.parquet").write_table(pa.concat_tables(users))
         (folder / "sonder.yaml").write_bytes(configuration(config, folder).encode())
         counts.update(events=num_events, items=config.num_items)
     return {"users": config.num_users, "items": config.num_items, "events": num_events}
@@ -86,6 +92,15 @@ def configuration(config: WorldConfig, folder: Folder) -> str:
         "items": {
             "path": str(folder / "items.parquet"),
             "columns": {name: name for name in (Col.ITEM_ID, Col.CATEGORY, Col.TITLE)},
+        },
+        "users": {
+            "path": str(folder / "users.parquet"),
+            "columns": {
+                Col.USER_ID: Col.USER_ID,
+                Col.SIGNUP_AT: Col.SIGNUP_AT,
+                "attributes": [COUNTRY, AGE_BAND],
+                "consent": {purpose: f"consent_{purpose}" for purpose in PURPOSES},
+            },
         },
         "evaluation": {"protocol": "temporal", "test_days": min(30, config.num_days // 3)},
         "scores": [
@@ -118,11 +133,14 @@ def _simulate_part(config: WorldConfig, catalogue: Catalogue, part: int) -> Worl
     actions = draw_actions(rng, catalogue, people, sessions)
     user_ids = padded_ids("u", people.number + 1, 7)
     pages = np.arange(len(sessions.page_ms)) + (part << 20)
+    first_ms = np.full(people.num_users, config.num_days * DAY_MS, dtype=np.int64)
+    np.minimum.at(first_ms, actions.user, actions.time_ms)
     return WorldPart(
         events=_events(catalogue, actions, user_ids, padded_ids("r", pages, 10)),
         interests=interests_table(config, people, user_ids),
         lifecycle=lifecycle_table(config, catalogue, people, user_ids),
         scores=scores_table(config, catalogue, people, user_ids),
+        users=accounts_table(config, part, people, user_ids, first_ms),
     )
 
 

@@ -1,0 +1,89 @@
+"""What `prepare` reads and into how many buckets, settled before any work by a look at the log and the user table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.table_formats import describe_table, is_table_format, resolve_table
+from sonder.core.config import EventsConfig, SonderConfig
+from sonder.events.contract import Col
+from sonder.events.files import compression_of
+from sonder.events.reading import LogSplit, plan_splits, resolve
+from sonder.events.users import UserTable, resolve_users
+from sonder.history.inputs import describe_inputs, describe_table_files, prepare_digest, snapshot_id
+
+ROWS_PER_BUCKET = 250_000  # about 25 MB while it is assembled
+MAX_BUCKETS = 999
+BYTES_PER_TEXT_ROW, BYTES_PER_COMPRESSED_ROW = 80, 20
+OPTIONAL_COLUMNS = (Col.EVENT_ID, Col.SURFACE, Col.VALUE, Col.REQUEST_ID)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read, settled before any work: the same log always gives the same plan."""
+
+    snapshot: str
+    config_digest: str
+    inputs: list[dict[str, Any]]
+    events: EventsConfig  # resolved
+    splits: list[LogSplit]  # none for a table format
+    users: UserTable | None
+    num_buckets: int
+
+    @property
+    def is_ordinal(self) -> bool:
+        """Whether the log's times are only an order: they have no days, so nothing per day can be said."""
+        return self.events.timestamp == "ordinal"
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Optional fields that this log does not have."""
+        return tuple(name for name in OPTIONAL_COLUMNS if getattr(self.events.columns, name) is None)
+
+    @property
+    def sources(self) -> Mapping[int, str] | str:
+        """Name of each file by its index in `log_order`."""
+        if is_table_format(self.events):
+            return self.events.paths[0]
+        return {split.file_index: split.source for split in self.splits}
+
+
+def make_plan(config: SonderConfig) -> Plan:
+    """Look at the log and settle what a snapshot of it is."""
+    if is_table_format(config.events):
+        events, splits = resolve_table(config.events), []
+        inputs = [describe_table(events), *describe_table_files(config.items)]
+    else:
+        events = resolve(config.events)
+        splits, inputs = plan_splits(events), describe_inputs(events, config.items)
+    users = resolve_users(config.users, events) if config.users else None
+    user_splits = users.splits() if users else []
+    rows = max(_num_rows(splits, inputs[0].get("rows")), _num_rows(user_splits, None))
+    inputs += describe_table_files(config.users)
+    digest = prepare_digest(events, config.items, config.prepare, users.config if users else None)
+    return Plan(
+        snapshot=snapshot_id(digest, inputs),
+        config_digest=digest,
+        inputs=inputs,
+        events=events,
+        splits=splits,
+        users=users,
+        num_buckets=config.prepare.num_buckets or derive_num_buckets(splits, rows),
+    )
+
+
+def derive_num_buckets(splits: Sequence[LogSplit], rows: int | None) -> int:
+    """Buckets of about ROWS_PER_BUCKET rows, from the rows that the log's files declare or their size suggests."""
+    return min(max(1, -(-_num_rows(splits, rows) // ROWS_PER_BUCKET)), MAX_BUCKETS)
+
+
+def _num_rows(splits: Sequence[LogSplit], rows: int | None) -> int:
+    if rows is not None:
+        return rows
+    return sum(split.num_rows if split.num_rows is not None else _rows_by_size(split) for split in splits)
+
+
+def _rows_by_size(split: LogSplit) -> int:
+    return split.size_bytes // (BYTES_PER_COMPRESSED_ROW if compression_of(split.source) else BYTES_PER_TEXT_ROW)
