@@ -1,6 +1,6 @@
 """All steps of a release, each resumable.
 
-prepare -> train -> segment -> score -> profiles -> evaluate -> report -> release
+prepare -> train -> segment -> growth -> score -> profiles -> evaluate -> report -> release
 
 A build is named by what goes into it (snapshot, configuration, code version), so the same command after a kill finds
 its own half-finished work: a finished step has left a marker, an unfinished one goes on from what it wrote whole.
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 import sonder
 from pipelines.evaluate import evaluate_build
+from pipelines.lifecycle import write_growth
 from pipelines.prepare import prepare
 from pipelines.profiles import write_profiles
 from pipelines.report import write_build_report
@@ -131,6 +132,11 @@ def _segment(build: Build) -> dict[str, Any]:
     return segment_users(build.config, build.snapshot, build.target / "encoder", build.target, as_of_us=build.end_us)
 
 
+def _growth(build: Build) -> dict[str, Any]:
+    history, scratch = build.workspace.history(build.snapshot), build.staging / "growth"
+    return write_growth(history, build.target, scratch, as_of_us=build.end_us)
+
+
 def _score(build: Build) -> dict[str, Any]:
     # Under leave_one_out the weights have seen events up to the end of the log.
     encoder_cutoff_us = build.end_us if build.cutoff_us is None else build.cutoff_us
@@ -157,6 +163,7 @@ def _evaluate(build: Build) -> dict[str, Any]:
         end_us=build.end_us,
         cutoff_us=build.cutoff_us,
         score_metrics=_result_of(build, "score"),
+        growth_metrics=_result_of(build, "growth")["metrics"],
     )
 
 
@@ -170,6 +177,7 @@ def _report(build: Build) -> dict[str, Any]:
 STEPS: dict[str, Callable[[Build], dict[str, Any]]] = {
     "train": _train,
     "segment": _segment,
+    "growth": _growth,
     "score": _score,
     "profiles": _profiles,
     "evaluate": _evaluate,

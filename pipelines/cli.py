@@ -275,6 +275,28 @@ def profile(
 
 
 @app.command()
+def lifecycle(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="UTC, events before it are read; else all are"),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="one user: its state, why, and the states before")] = None,
+) -> None:
+    """Where users stood on any day: mix, growth, transitions, cohorts, and the forecast of the mix."""
+    from pipelines.lifecycle import answer, answer_for_user, ask
+    from pipelines.terminal_growth import show_overview, show_user
+    from sonder.core.workspace import Workspace
+
+    asked = ask(Workspace.at(load(config, overrides or ()).workspace), _microseconds(as_of))
+    if user is None:
+        show_overview(answer(asked), asked)
+    else:
+        show_user(answer_for_user(asked, user), asked)
+
+
+@app.command()
 def embed(
     out: Annotated[str, typer.Option(help="folder or URI to write vectors/bucket=NNN/part-0.parquet to")],
     config: ConfigOption = DEFAULT_CONFIG,
@@ -290,10 +312,13 @@ def embed(
     from sonder.core.storage import Folder
 
     target = Folder.at(out if "://" in out else str(Path(out).resolve()))
-    as_of_us = None if as_of is None else (as_of - datetime(1970, 1, 1)) // timedelta(microseconds=1)
-    result = embed_release(load(config, overrides or ()), target, release_id=release, as_of_us=as_of_us)
+    result = embed_release(load(config, overrides or ()), target, release_id=release, as_of_us=_microseconds(as_of))
     typer.echo(" ".join(f"{key}={value}" for key, value in result.items()))
     typer.echo(f"Wrote {target}: user_id and vector of {result['users']:,} users in vectors/bucket=*/part-0.parquet")
+
+
+def _microseconds(time: datetime | None) -> int | None:
+    return None if time is None else (time - datetime(1970, 1, 1)) // timedelta(microseconds=1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -39,6 +39,7 @@ def evaluate_build(
     end_us: int,
     cutoff_us: int | None,
     score_metrics: dict[str, Any],
+    growth_metrics: dict[str, float],
 ) -> dict[str, Any]:
     """Flat `metrics`, and `health`, `reason`, `truth` for the report."""
     vocabulary = Vocabulary.load(workspace.items(snapshot))
@@ -61,7 +62,7 @@ def evaluate_build(
         logger.warning("vectors: %s", warning)
     counts = read_manifest(workspace.history(snapshot))["counts"]
     metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
-    metrics |= retrieval.metrics | flat_scores(score_metrics)
+    metrics |= retrieval.metrics | flat_scores(score_metrics) | growth_metrics
     truth_folder = find_truth(config)
     if truth_folder is not None:
         metrics |= measure_against_truth(truth_folder, target, timelines, vocabulary, encoder, as_of_us=end_us)

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines import story as stories
+from pipelines.lifecycle import read_growth
 from sonder.core.config import ScoreTask, SonderConfig
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
@@ -40,6 +41,7 @@ from sonder.evaluation.report_content import (
 from sonder.history.snapshot import read_timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.scoring.heads import load_refusals
+from sonder.segments.overview import LifecycleOverview
 
 NUM_STORIES = 2
 WRITTEN = {
@@ -48,7 +50,7 @@ WRITTEN = {
     "items": "the catalogue in the order of the item vectors",
     "vectors": "one vector per user",
     "interests": "one row per user and interest",
-    "segments": "one row per user: lifecycle",
+    "segments": "one row per user: lifecycle; growth accounting, cohorts and forecast",
     "scores": "heads, calibration, held-out predictions, one row per user and score",
 }
 
@@ -86,6 +88,9 @@ def _content(
     profiles = _profiles(target)
     has_interests = bool(profiles["interests"].list.len().sum())
     missing = {} if flat else {"retrieval": str(evaluation.reason)}
+    growth = read_growth(target)
+    if isinstance(growth, str):
+        missing["growth"] = f"{growth[0].upper()}{growth[1:]}."
     if not has_interests:
         missing["interests"] = "no user has an event that says what it wants of a trained item"
     return ReportContent(
@@ -95,7 +100,7 @@ def _content(
         data=_data(config, workspace, snapshot, manifest),
         retrieval=_retrieval(config, RetrievalEvaluation(flat, evaluation.health, evaluation.reason), manifest),
         scores=_scores(config, target),
-        lifecycle=_lifecycle(results["segment"], profiles),
+        lifecycle=_lifecycle(results["segment"], profiles, growth if isinstance(growth, LifecycleOverview) else None),
         embedding=_embedding(profiles),
         interests=_interests(target) if has_interests else None,
         stories=[_story(target, history, user, config) for user in stories.pick_users(_files(target), NUM_STORIES)],
@@ -175,7 +180,7 @@ def _scores(config: SonderConfig, target: Folder) -> list[ScoreFacts]:
     return facts
 
 
-def _lifecycle(segment: Mapping[str, Any], profiles: pl.DataFrame) -> LifecycleFacts:
+def _lifecycle(segment: Mapping[str, Any], profiles: pl.DataFrame, growth: LifecycleOverview | None) -> LifecycleFacts:
     thresholds = segment["thresholds"]
     new, dormant = f"{thresholds['new_days']:g}", f"{thresholds['dormant_days']:g}"
     core, casual = (f"{100 * thresholds[name]:.0f} %" for name in ("core_active_share", "casual_active_share"))
@@ -190,7 +195,7 @@ def _lifecycle(segment: Mapping[str, Any], profiles: pl.DataFrame) -> LifecycleF
     }
     as_of = profiles["as_of"].max()
     assert isinstance(as_of, datetime)
-    return LifecycleFacts(as_of=f"{as_of:%Y-%m-%d}", counts=segment["lifecycle"], rules=rules)
+    return LifecycleFacts(as_of=f"{as_of:%Y-%m-%d}", counts=segment["lifecycle"], rules=rules, growth=growth)
 
 
 def _embedding(profiles: pl.DataFrame) -> EmbeddingSample | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import posixpath
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from pipelines.lifecycle import thresholds_of
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
 from sonder.encoder.artefact import Encoder
@@ -25,7 +27,12 @@ from sonder.evaluation.truth import (
 )
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.segments.growth import settled_from
+from sonder.segments.lifecycle import COLD, STATES
+from sonder.segments.moments import states_at
+from sonder.segments.thresholds import LifecycleThresholds
 
+PAST_DAYS = (14, 28, 42)  # before the end of the log, on which the lifecycle is compared too
 INTEREST_DAYS = 30  # interests recovered at the end of the log are compared with those that held this long before
 
 
@@ -45,6 +52,7 @@ def measure_against_truth(
     return {
         **_interests(truth, release, timelines, vocabulary, encoder, as_of_us),
         **_lifecycle(truth, release, as_of_us),
+        **past_lifecycle(truth, thresholds_of(release), timelines, as_of_us),
         **_scores(truth, release),
     }
 
@@ -87,6 +95,28 @@ def _lifecycle(truth: Folder, release: Folder, as_of_us: int) -> dict[str, float
     )
     found, _ = lifecycle_agreement(recovered, true)
     return {f"truth.lifecycle_{name}": value for name, value in found.items() if name != "users"}
+
+
+def past_lifecycle(
+    truth: Folder, thresholds: LifecycleThresholds, timelines: Timelines, as_of_us: int
+) -> dict[str, float]:
+    """Agreement on past days, each asked from what lies before it; a day for which the log is too young is absent."""
+    first_us = int(timelines.times_us.min(initial=as_of_us))
+    periods = _frame((truth / "lifecycle.parquet").read_table())
+    found: dict[str, float] = {}
+    for days in PAST_DAYS:
+        day_us = as_of_us - days * MICROSECONDS_PER_DAY
+        if day_us < settled_from(first_us, thresholds.dormant_days):
+            continue
+        states = states_at(timelines.offsets, timelines.times_us, np.array([day_us]), thresholds)[:, 0]
+        names = pl.Series(np.array(STATES, dtype=object)[states].tolist(), dtype=pl.String)
+        recovered = pl.DataFrame({"user_id": pl.Series(timelines.user_ids), "state": names})
+        true = true_lifecycle(
+            periods, as_of=_moment(day_us), new_days=thresholds.new_days, dormant_days=thresholds.dormant_days
+        )
+        metrics, _ = lifecycle_agreement(recovered.filter(pl.col("state") != STATES[COLD]), true)
+        found[f"truth.lifecycle_agreement_{days}d_ago"] = metrics["agreement"]
+    return found
 
 
 def _scores(truth: Folder, release: Folder) -> dict[str, float]:

@@ -77,6 +77,12 @@ def test_the_flat_metrics_have_the_published_names(built_world: BuiltWorld) -> N
     names |= {f"retrieval.{model}.{metric}" for model in models for metric in ("recall_at_10", "hide_rate_at_10")}
     # a synthetic world is measured against its own truth as well
     names |= {"truth.interest_purity", "truth.lifecycle_agreement", "truth.buy_7d.auc_of_truth"}
+    names |= {
+        "truth.lifecycle_agreement_28d_ago",
+        "lifecycle.net_growth",
+        "lifecycle.forecast_mae",
+        "lifecycle.naive_mae",
+    }
     assert names <= set(metrics)
     assert all(isinstance(value, int | float) for value in metrics.values())
     assert build_metrics(built_world.config) == metrics
@@ -129,7 +135,12 @@ def test_a_story_tells_what_the_release_knows(built_world: BuiltWorld) -> None:
 def test_the_report_is_one_page_that_asks_nothing_of_the_network(built_world: BuiltWorld) -> None:
     page = (release_folder(built_world) / "report" / "index.html").read_text(encoding="utf-8")
     assert "HR@10" in page
-    for section in ("What users did not want", "By what is known of the user", "Is the space in use?"):
+    for section in (
+        "What users did not want",
+        "By what is known of the user",
+        "Is the space in use?",
+        "States over time",
+    ):
         assert section in page
     assert "<script" not in page
     assert 'src="http' not in page

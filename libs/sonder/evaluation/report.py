@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from sonder.core.storage import Folder
 from sonder.core.telemetry import stage
 from sonder.evaluation.charts import MAX_COLOURS, legend_of, map_chart, principal_plane, reliability_chart, weekly_chart
+from sonder.evaluation.growth_charts import growth_view
 from sonder.evaluation.report_content import EmbeddingSample, ReportContent, RetrievalFacts
 from sonder.evaluation.report_facts import (
     GLOSSARY,
@@ -101,7 +102,8 @@ def render(content: ReportContent) -> str:
         "size": _size,
         "unbroken": _unbroken,
     }
-    css = resources.files("sonder.evaluation").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    templates = resources.files("sonder.evaluation").joinpath("templates")
+    css = "".join(templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "growth.css"))
     return environment.get_template("report.html").render(
         c=content,
         css=Markup(css),
@@ -193,7 +195,8 @@ def _lifecycle(content: ReportContent) -> dict[str, Any]:
         for place, state in enumerate(known)
         if counts.get(state)
     ]
-    return {"mix": mix, "mix_total": total}
+    growth = content.lifecycle.growth if content.lifecycle is not None else None
+    return {"mix": mix, "mix_total": total, "growth": None if growth is None else growth_view(growth, STATES)}
 
 
 def _score(facts: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """All that a report shows, as plain frozen data: whoever ran the steps fills it, `report.write_report` only draws.
 
 Nothing here has a default that could pass for a measurement. What a build did not make is None, and `missing` says
-why under the section's name (`retrieval`, `lifecycle`, `embedding`, `interests`, `stories`); a score says it itself.
-Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
+why under the section's name (`retrieval`, `lifecycle`, `growth`, `embedding`, `interests`, `stories`); a score says it
+itself. Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sonder.core.ids import unit_interval
 from sonder.evaluation.classification import ScoreQuality
 from sonder.evaluation.evaluate import RetrievalEvaluation
 from sonder.history.timelines import MICROSECONDS_PER_DAY
+from sonder.segments.overview import LifecycleOverview
 
 MAP_USERS = 2_000
 SAMPLE_KEY = "sonder/report/map/1/"
@@ -71,6 +72,7 @@ class LifecycleFacts:
     as_of: str
     counts: Mapping[str, int]
     rules: Mapping[str, str]
+    growth: LifecycleOverview | None  # None for a log without dates; `missing["growth"]` says why
 
 
 @dataclass(frozen=True)

@@ -2,4 +2,9 @@
 
 thresholds   the days and shares that separate the lifecycle states, from configuration or from the log's own rhythm
 lifecycle    cold, new, core, casual, marginal, dormant, resurrected: the state of each user and since when
+moments      the same states at many moments in one pass
+growth       users by state at period ends, who came, came back, stayed and left between; all counts add up
+cohorts      the share of each week's or month's newcomers that is active later
+forecast     the mix four weeks ahead, beside the naive forecast, with the error both had
+overview     all of these of one log, from counts that add over users
 """

@@ -54,10 +54,10 @@ LIFECYCLE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class _Rhythm:
-    """What the states are decided from; arrays of [U], meaningless where `num_events` is 0."""
+class Rhythm:
+    """What the states are decided from; arrays of one shape, [U] or more, meaningless where `num_events` is 0."""
 
-    num_events: NDArray[np.int64]
+    num_events: NDArray[np.int64]  # only asked whether it is 0
     first_us: NDArray[np.int64]
     last_us: NDArray[np.int64]
     returned_us: NDArray[np.int64]  # the event that ended the newest long gap; `first_us` without one
@@ -66,13 +66,13 @@ class _Rhythm:
 
 def lifecycle_of(timelines: Timelines, *, as_of_us: int, thresholds: LifecycleThresholds) -> NDArray[np.int8]:
     """State of each user [U], an index into STATES."""
-    return _states(_rhythm(timelines, as_of_us, thresholds), as_of_us, thresholds)
+    return states_of(_rhythm(timelines, as_of_us, thresholds), as_of_us, thresholds)
 
 
 def lifecycle_table(timelines: Timelines, *, as_of_us: int, thresholds: LifecycleThresholds) -> pa.Table:
     """State of each user with its evidence -> LIFECYCLE_SCHEMA, users in their order."""
     rhythm = _rhythm(timelines, as_of_us, thresholds)
-    states = _states(rhythm, as_of_us, thresholds)
+    states = states_of(rhythm, as_of_us, thresholds)
     is_cold = states == COLD
     since = _since(timelines, rhythm, states, as_of_us, thresholds)
     return pa.Table.from_arrays(
@@ -96,7 +96,7 @@ def transitions(before_U: NDArray[np.int8], after_U: NDArray[np.int8]) -> NDArra
     return np.bincount(pairs, minlength=len(STATES) ** 2).reshape(len(STATES), len(STATES))
 
 
-def _rhythm(timelines: Timelines, as_of_us: int, thresholds: LifecycleThresholds) -> _Rhythm:
+def _rhythm(timelines: Timelines, as_of_us: int, thresholds: LifecycleThresholds) -> Rhythm:
     history = timelines.before(as_of_us)
     has_events = history.lengths > 0
     first_us = np.zeros(history.num_users, dtype=np.int64)
@@ -115,10 +115,11 @@ def _rhythm(timelines: Timelines, as_of_us: int, thresholds: LifecycleThresholds
     starts_day = (np.diff(days_back, prepend=-1) != 0) | (np.diff(users, prepend=-1) != 0)
     in_window = starts_day & (days_back < thresholds.dormant_days)
     active_days = np.bincount(users[in_window], minlength=history.num_users)
-    return _Rhythm(history.lengths, first_us, last_us, returned_us, active_days)
+    return Rhythm(history.lengths, first_us, last_us, returned_us, active_days)
 
 
-def _states(rhythm: _Rhythm, as_of_us: int, thresholds: LifecycleThresholds) -> NDArray[np.int8]:
+def states_of(rhythm: Rhythm, as_of_us: int | NDArray[np.int64], thresholds: LifecycleThresholds) -> NDArray[np.int8]:
+    """State, an index into STATES, for each entry of the rhythm; moments broadcast against its arrays."""
     conditions = [
         rhythm.num_events == 0,
         as_of_us - rhythm.last_us >= thresholds.dormant_days * MICROSECONDS_PER_DAY,
@@ -147,7 +148,7 @@ def _by_active_days(active_days: NDArray[np.int64], thresholds: LifecycleThresho
 
 def _since(
     timelines: Timelines,
-    rhythm: _Rhythm,
+    rhythm: Rhythm,
     states: NDArray[np.int8],
     as_of_us: int,
     thresholds: LifecycleThresholds,

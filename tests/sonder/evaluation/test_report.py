@@ -29,6 +29,10 @@ from sonder.evaluation.report_content import (
     events_per_week,
 )
 from sonder.evaluation.slices import LENGTHS
+from sonder.history.timelines import MICROSECONDS_PER_DAY
+from sonder.segments.overview import LifecycleOverview
+from sonder.segments.thresholds import LifecycleThresholds
+from tests.tiny_log import random_log, timelines_of
 
 EVIL = "<script>alert('x')</script><img src=\"http://evil.example/x.png\" onerror=go()>"
 MODELS = {"encoder": 0.5, "popularity": 0.25, "item_knn": 0.375}
@@ -73,7 +77,7 @@ def content_of(word: str) -> ReportContent:
         ),
         retrieval=RetrievalFacts(RetrievalEvaluation(metrics, health), "temporal", "2025-01-20", 12),
         scores=[ScoreFacts("buy_30d", word, "2025-01-20", None, reason=word)],
-        lifecycle=LifecycleFacts("2025-02-01", {"new": 10, "dormant": 40}, {"new": word, "dormant": word}),
+        lifecycle=LifecycleFacts("2025-02-01", {"new": 10, "dormant": 40}, {"new": word, "dormant": word}, None),
         embedding=EmbeddingSample(
             np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32), ["new"] * 50, [word] * 50
         ),
@@ -209,3 +213,19 @@ def test_a_number_that_is_none_is_not_published(tmp_path, value: float) -> None:
     evaluation = replace(content.retrieval.evaluation, metrics={"retrieval.encoder.hr_at_10": value})
     odd = replace(content, retrieval=replace(content.retrieval, evaluation=evaluation))
     assert "retrieval.encoder.hr_at_10" not in write_report(Folder.at(str(tmp_path)), odd)
+
+
+def test_growth_is_drawn_with_its_unfinished_periods_marked_and_both_errors_told() -> None:
+    timelines = timelines_of(random_log(4, num_users=80, num_items=2, num_days=103))
+    thresholds = LifecycleThresholds(new_days=7, dormant_days=14, core_active_share=0.4, casual_active_share=0.2)
+    empty = LifecycleOverview.empty(0, 103 * MICROSECONDS_PER_DAY, thresholds)
+    overview = empty.count(timelines.offsets, timelines.times_us)
+    page = render(replace(content_of("x"), lifecycle=LifecycleFacts("1970-04-14", overview.mix, {}, overview)))
+    for title in ("States over time", "Growth per 7 days", "Where users went", "cohorts by week", "The mix in 28 days"):
+        assert title in page
+    assert not overview.cohorts.is_last_finished  # 13 cohorts are shown; the running one has no later week yet
+    assert page.count('<td class="so-far"') == int((overview.cohorts.sizes_C[-13:-1] > 0).sum()) > 3
+    assert "mean absolute error per state" in page
+    assert ">nan" not in page
+    missing = render(replace(content_of("x"), missing={"growth": "The log has an order and no dates."}))
+    assert "The log has an order and no dates." in missing
