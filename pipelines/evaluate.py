@@ -1,4 +1,4 @@
-"""Measure a build before it is released: retrieval beside its baselines, scores, and the truth where there is one.
+"""Measure a build before it is released: retrieval and affinity beside their baselines, scores, the truth if known.
 
 Recommendation quality is measured on the split of the configured protocol, with the encoder that never saw its test
 window. Everything ends up in one flat object, `report/metrics.json`; what explains it goes into the report.
@@ -18,11 +18,13 @@ from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
 from sonder.encoder.inference import embed_users
+from sonder.evaluation.affinity import AffinityQuality, affinity_metrics, evaluate_affinity
 from sonder.evaluation.evaluate import evaluate_retrieval
 from sonder.history.cutoffs import Split, leave_one_out, temporal
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.interests.affinity_artefact import load_affinity
 from sonder.segments.lifecycle import lifecycle_of
 from sonder.segments.thresholds import derive_thresholds
 
@@ -41,7 +43,7 @@ def evaluate_build(
     score_metrics: dict[str, Any],
     growth_metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Flat `metrics`, and `health`, `reason`, `truth` for the report."""
+    """Flat `metrics`, and `health`, `reason`, `affinity` for the report."""
     vocabulary = Vocabulary.load(workspace.items(snapshot))
     timelines = read_timelines(workspace.history(snapshot), vocabulary)
     split, validation = splits(timelines, vocabulary, config, end_us=end_us, cutoff_us=cutoff_us)
@@ -63,10 +65,26 @@ def evaluate_build(
     counts = read_manifest(workspace.history(snapshot))["counts"]
     metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
     metrics |= retrieval.metrics | flat_scores(score_metrics) | growth_metrics
+    affinity: list[AffinityQuality] = []
+    if cutoff_us is not None:  # a leave-one-out test has no period in which a share could come true
+        affinity = evaluate_affinity(
+            timelines,
+            vocabulary,
+            load_affinity(target / "affinities", vocabulary)[0],
+            cutoff_us=cutoff_us,
+            end_us=end_us,
+            horizon_days=config.evaluation.test_days,
+        )[1]
+        metrics |= affinity_metrics(affinity)
     truth_folder = find_truth(config)
     if truth_folder is not None:
         metrics |= measure_against_truth(truth_folder, target, timelines, vocabulary, encoder, as_of_us=end_us)
-    return {"metrics": metrics, "health": retrieval.health, "reason": retrieval.reason}
+    return {
+        "metrics": metrics,
+        "health": retrieval.health,
+        "reason": retrieval.reason,
+        "affinity": [quality.to_dict() for quality in affinity],
+    }
 
 
 def _lifecycle(history: Timelines, config: SonderConfig, cutoff_us: int) -> NDArray[np.int8]:

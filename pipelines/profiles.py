@@ -44,7 +44,7 @@ class ProfileBucket:
             timelines = read_timelines(self.history, self.vocabulary, [bucket]).before(self.as_of_us)
             parts = {
                 name: part_file(self.target / name, bucket).read_table()
-                for name in ("vectors", "interests", "segments")
+                for name in ("vectors", "interests", "affinities", "segments")
             }
             scores = part_file(self.target / "scores" / "users", bucket).read_table()
             outputs = StageOutputs(**parts, scores=scores, users=read_users(self.history, bucket))

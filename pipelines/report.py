@@ -18,10 +18,12 @@ from pipelines.lifecycle import read_growth
 from sonder.core.config import ScoreTask, SonderConfig
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
+from sonder.evaluation.affinity import AffinityQuality
 from sonder.evaluation.classification import evaluate_score
 from sonder.evaluation.evaluate import RetrievalEvaluation
 from sonder.evaluation.report import write_report
 from sonder.evaluation.report_content import (
+    AffinityFacts,
     Artefact,
     DataFacts,
     EmbeddingSample,
@@ -36,10 +38,12 @@ from sonder.evaluation.report_content import (
     StoryScore,
     events_per_week,
     sample_of_users,
+    summarise_affinities,
     summarise_interests,
 )
 from sonder.history.snapshot import read_timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.interests.affinity_artefact import CONFIG_FILE
 from sonder.scoring.heads import load_refusals
 from sonder.segments.overview import LifecycleOverview
 
@@ -50,6 +54,7 @@ WRITTEN = {
     "items": "the catalogue in the order of the item vectors",
     "vectors": "one vector per user",
     "interests": "one row per user and interest",
+    "affinities": "one row per user and category, and the numbers that decide them",
     "segments": "one row per user: lifecycle; growth accounting, cohorts and forecast",
     "scores": "heads, calibration, held-out predictions, one row per user and score",
 }
@@ -109,6 +114,7 @@ def _content(
         missing=missing,
         config=config.model_dump(mode="json"),
         config_digest=config.digest(),
+        affinity=_affinity(target, results["evaluate"]) if has_interests else None,
     )
 
 
@@ -215,6 +221,18 @@ def _interests(target: Folder) -> InterestFacts:
     folder = target / "interests"
     files = [name for name in folder.files() if name.endswith(".parquet")]
     return summarise_interests(pa.concat_tables([(folder / name).read_table() for name in files]))
+
+
+def _affinity(target: Folder, evaluated: Mapping[str, Any]) -> AffinityFacts:
+    folder = target / "affinities"
+    files = [name for name in folder.files() if name.startswith("bucket=")]
+    content = (folder / CONFIG_FILE).read_json()
+    return summarise_affinities(
+        pa.concat_tables([(folder / name).read_table() for name in files]),
+        [AffinityQuality.from_dict(quality) for quality in evaluated["affinity"]],
+        is_learned=bool(content["is_learned"]),
+        horizon_days=float(content["model"]["horizon_days"]),
+    )
 
 
 def _artefacts(target: Folder) -> list[Artefact]:

@@ -1,8 +1,9 @@
-"""Vectors, interests and lifecycle of every user at a point in time: one Ray Data task per history bucket.
+"""Vectors, interests, affinities and lifecycle of every user at a point in time: one Ray Data task per history bucket.
 
-Writes target/{vectors,interests,segments}/bucket=NNN/part-0.parquet, and what the data decided beside them:
-segments/thresholds.json and interests/config.json, which the online path reads so that both decide alike.
-A bucket whose three files exist is not done again.
+Writes target/{vectors,interests,affinities,segments}/bucket=NNN/part-0.parquet, and what the data decided beside them:
+segments/thresholds.json, interests/config.json and affinities/config.json (with the item groups where there is no
+catalogue), which the online path reads so that both decide alike.
+A bucket whose four files exist is not done again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from pipelines.embed import vector_table
@@ -27,6 +29,9 @@ from sonder.encoder.trend import decayed_counts
 from sonder.history.snapshot import buckets_of, read_timelines
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.interests.affinity import affinity_table
+from sonder.interests.affinity_artefact import item_paths, load_affinity, save_affinity
+from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.derive import derive_config
 from sonder.interests.ward import cluster_interests
 from sonder.segments.lifecycle import lifecycle_table
@@ -35,7 +40,7 @@ from sonder.segments.thresholds import LifecycleThresholds, derive_thresholds
 THRESHOLDS_FILE = "thresholds.json"
 INTERESTS_FILE = "config.json"
 SAMPLE_USERS = 50_000  # what the data decides, it decides on about this many users: whole buckets, from the first
-PARTS = ("vectors", "interests", "segments")
+PARTS = ("vectors", "interests", "affinities", "segments")
 
 
 def write_popularity(
@@ -61,15 +66,15 @@ def segment_users(
     as_of_us: int,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
-    """Segment everybody from the events before `as_of` -> counts: users, cold, interests, and users by lifecycle."""
+    """Segment everybody from the events before `as_of` -> how many users, cold, interests, affinities, by lifecycle."""
     history = Workspace.at(config.workspace).history(snapshot)
     items = Workspace.at(config.workspace).items(snapshot)
     vocabulary = Vocabulary.load(items)
     with telemetry.stage("segment", snapshot=snapshot) as counts:
-        thresholds = derive_thresholds(read_sample(history, vocabulary), end_us=as_of_us, config=config.segments)
-        interests = derive_config(
-            config.interests, load_encoder(encoder_folder).item_vectors, vocabulary, as_of_us=as_of_us
-        )
+        sample, vectors_ID = read_sample(history, vocabulary), load_encoder(encoder_folder).item_vectors
+        thresholds = derive_thresholds(sample, end_us=as_of_us, config=config.segments)
+        interests = derive_config(config.interests, vectors_ID, vocabulary, as_of_us=as_of_us)
+        learn_affinity(sample, vocabulary, vectors_ID, target, as_of_us=as_of_us, days=config.evaluation.test_days)
         (target / "segments" / THRESHOLDS_FILE).write_json(thresholds.to_dict())
         (target / "interests" / INTERESTS_FILE).write_json(interests.model_dump(mode="json"))
         arguments = {
@@ -83,12 +88,27 @@ def segment_users(
         }
         summaries = over_buckets(SegmentBucket, arguments, bucket_numbers(history), num_workers=num_workers)
         result = _total(summaries)
-        counts |= {name: result[name] for name in ("users", "cold", "interests")}
+        counts |= {name: result[name] for name in ("users", "cold", "interests", "affinities")}
     return result | {"thresholds": thresholds.to_dict(), "interests_config": interests.model_dump(mode="json")}
 
 
+def learn_affinity(
+    sample: Timelines,
+    vocabulary: Vocabulary,
+    vectors_ID: NDArray[np.float32],
+    target: Folder,
+    *,
+    as_of_us: int,
+    days: float,
+) -> None:
+    """Write what decides affinities: the tree, and the numbers that fitted the last `days` before `as_of`."""
+    items = item_paths(vocabulary, vectors_ID)
+    model = fit_affinity(sample, vocabulary, items.taxonomy, as_of_us=as_of_us, horizon_days=days)
+    save_affinity(model, items, target / "affinities")
+
+
 class SegmentBucket:
-    """The bucket task: encoder, vocabulary and thresholds are loaded once, then used for every bucket."""
+    """The bucket task: all that was trained or derived is loaded once, then used for every bucket."""
 
     def __init__(
         self,
@@ -105,6 +125,7 @@ class SegmentBucket:
         self.encoder = load_encoder(Folder.at(encoder))
         self.thresholds = LifecycleThresholds.from_dict(dict(thresholds))
         self.interests = InterestsConfig.model_validate(interests)
+        self.taxonomy, self.affinity = load_affinity(self.target / "affinities", self.vocabulary)
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         files = {part: part_file(self.target / part, bucket) for part in PARTS}
@@ -116,7 +137,7 @@ class SegmentBucket:
         states = files["segments"].read_table(["lifecycle"]).column("lifecycle").to_pylist()
         return {
             "users": len(states),
-            "interests": files["interests"].read_table(["rank"]).num_rows,
+            **{part: files[part].read_table(["rank"]).num_rows for part in ("interests", "affinities")},
             "lifecycle": Counter(states),
         }
 
@@ -127,16 +148,25 @@ class Segmented:
 
     vectors: pa.Table  # user_id, vector
     interests: pa.Table  # INTEREST_SCHEMA
+    affinities: pa.Table  # AFFINITY_SCHEMA
     segments: pa.Table  # LIFECYCLE_SCHEMA
 
 
 def segment(timelines: Timelines, task: SegmentBucket) -> Segmented:
-    """All three views of the same users at the same time."""
+    """All four views of the same users at the same time."""
     as_of_us = task.as_of_us
     return Segmented(
         vectors=vector_table(timelines.user_ids, embed_users(task.encoder, timelines, as_of_us=as_of_us)),
         interests=cluster_interests(
             timelines, task.encoder.item_vectors, task.vocabulary, as_of_us=as_of_us, config=task.interests
+        ),
+        affinities=affinity_table(
+            timelines,
+            task.vocabulary,
+            task.taxonomy,
+            task.affinity,
+            as_of_us=as_of_us,
+            max_affinities=task.interests.max_affinities,
         ),
         segments=lifecycle_table(timelines, as_of_us=as_of_us, thresholds=task.thresholds),
     )
@@ -155,6 +185,6 @@ def _total(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "users": sum(summary["users"] for summary in summaries),
         "cold": lifecycle["cold"],
-        "interests": sum(summary["interests"] for summary in summaries),
+        **{part: sum(summary[part] for summary in summaries) for part in ("interests", "affinities")},
         "lifecycle": dict(sorted(lifecycle.items())),
     }

@@ -27,7 +27,7 @@ from sonder.profiles.record import cold_profile, splice, to_json_records
 from sonder.profiles.store import ProfileStore, StoredProfile
 
 ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
-FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "scores", *FACTS, "embedding")
+FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", *FACTS, "embedding")
 MAX_ANSWERS = 100
 
 

@@ -29,7 +29,7 @@ from sonder.profiles.store import StoredProfile
 T = TypeVar("T")
 _PARTS = {  # what a stage fills in a profile's JSON
     "embedding": ("is_cold", "cold_reason"),
-    "segmentation": ("segments", "interests"),
+    "segmentation": ("segments", "interests", "affinities"),
     "scoring": ("scores",),
 }
 
@@ -49,7 +49,7 @@ class _Composed:
     """What the stages answered for a batch; a StageUnavailable where one did not."""
 
     vectors: NDArray[np.float32] | StageUnavailable
-    segmentation: tuple[pa.Table, pa.Table] | StageUnavailable
+    segmentation: tuple[pa.Table, pa.Table, pa.Table] | StageUnavailable
     scores: pa.Table | StageUnavailable
 
     @property
@@ -59,10 +59,13 @@ class _Composed:
 
     def outputs(self, user_ids: list[str], users: pa.Table) -> StageOutputs:
         """The answers as tables; None for a stage that failed. `users`: the facts that no stage derives."""
-        tables = (None, None) if isinstance(self.segmentation, StageUnavailable) else self.segmentation
+        tables = (None, None, None) if isinstance(self.segmentation, StageUnavailable) else self.segmentation
         vectors = None if isinstance(self.vectors, StageUnavailable) else vector_table(user_ids, self.vectors)
         scores = None if isinstance(self.scores, StageUnavailable) else self.scores
-        return StageOutputs(vectors=vectors, interests=tables[0], segments=tables[1], scores=scores, users=users)
+        interests, segments, affinities = tables
+        return StageOutputs(
+            vectors=vectors, interests=interests, affinities=affinities, segments=segments, scores=scores, users=users
+        )
 
 
 class FreshPath:

@@ -129,6 +129,12 @@ async def read_interests(request: Request, user_id: PathUserId) -> Response:
     return _json(_engine(request).profile(user_id, ["interests"]))
 
 
+@users.get("/users/{user_id}/affinities", response_model=schemas.AffinitiesAnswer)
+async def read_affinities(request: Request, user_id: PathUserId) -> Response:
+    """How much the user leans towards each category, calibrated and against the population; dislikes are negative."""
+    return _json(_engine(request).profile(user_id, ["affinities"]))
+
+
 @users.get("/users/{user_id}/segments", response_model=schemas.SegmentsAnswer)
 async def read_segments(request: Request, user_id: PathUserId) -> Response:
     """Where the user stands in the lifecycle."""

@@ -85,6 +85,18 @@ class Interest(BaseModel):
     state: Literal["new", "growing", "stable", "fading"]
 
 
+class Affinity(BaseModel):
+    """Leaning towards a category; of each level the strongest liking first, dislikes last."""
+
+    category: str = Field(description="path in the catalogue, or the name of a learned group of items")
+    level: int = Field(description="1 is the top of the tree")
+    share: float = Field(description="calibrated: expected part of the user's next wanted actions at this level")
+    lift: float = Field(description="share over the population's share")
+    strength: float = Field(description="signed, 0 as everybody; below it less wanted than by others, or refused")
+    evidence: float = Field(description="decayed weight of wanted actions")
+    against: float = Field(description="decayed weight of unwanted actions")
+
+
 class Driver(BaseModel):
     reason: str
     contribution: float = Field(description="to the log-odds of the score, before calibration")
@@ -105,6 +117,7 @@ class Profile(Envelope):
     last_seen: datetime | None = None
     segments: Segments | None = None
     interests: list[Interest] | None = None
+    affinities: list[Affinity] | None = None
     scores: list[Score] | None = None
     signup_at: datetime | None = Field(None, description="from the user table, if before as_of")
     attributes: dict[str, str] | None = Field(None, description="from the user table; null without a row in it")
@@ -123,6 +136,10 @@ class EmbeddingAnswer(Envelope):
 
 class InterestsAnswer(Envelope):
     interests: list[Interest]
+
+
+class AffinitiesAnswer(Envelope):
+    affinities: list[Affinity]
 
 
 class SegmentsAnswer(Envelope):

@@ -51,8 +51,8 @@ class Stages(Protocol):
     async def embed(self, batch: HistoryBatch, *, deadline: float) -> NDArray[np.float32]:
         """Vectors [B, D], the zero vector where nothing is known."""
 
-    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table]:
-        """Interests (one row per user and interest) and segments (user_id, lifecycle)."""
+    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """Interests (one row per user and interest), segments (user_id, lifecycle), affinities (user and category)."""
 
     async def score(self, batch: HistoryBatch, vectors: NDArray[np.float32], *, deadline: float) -> pa.Table:
         """Scores (user_id, name, value, drivers), one row per user and task."""
@@ -80,9 +80,9 @@ class HandleStages:
         vectors: NDArray[np.float32] = await _within(call, "embedding", deadline)
         return vectors
 
-    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table]:
+    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table, pa.Table]:
         call = self._segmentation.segment.remote(batch.user_ids, batch.timelines, batch.as_of_us)
-        tables: tuple[pa.Table, pa.Table] = await _within(call, "segmentation", deadline)
+        tables: tuple[pa.Table, pa.Table, pa.Table] = await _within(call, "segmentation", deadline)
         return tables
 
     async def score(self, batch: HistoryBatch, vectors: NDArray[np.float32], *, deadline: float) -> pa.Table:

@@ -13,7 +13,7 @@ from services.gateway.problems import MEDIA_TYPE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
 USER = "/v1/users/{user_id}"
-PARTS = ("embedding", "interests", "segments", "scores", "recommendations", "similar", "explanation")
+PARTS = ("embedding", "interests", "affinities", "segments", "scores", "recommendations", "similar", "explanation")
 GETS = {USER, *(f"{USER}/{part}" for part in PARTS), "/v1/release", "/healthz", "/readyz"}
 
 

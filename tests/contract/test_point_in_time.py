@@ -34,6 +34,9 @@ from sonder.history.item_table import build_vocabulary
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.interests.affinity import affinity_table
+from sonder.interests.affinity_fit import fit_affinity
+from sonder.interests.taxonomy import Taxonomy
 from sonder.interests.ward import cluster_interests
 from sonder.scoring.features import compute_features
 from sonder.scoring.specification import bind, derive_spec
@@ -198,6 +201,16 @@ def interests(world: World) -> Mapping[str, Any]:
     return {"interests": found.drop_columns(["medoid_index"]).to_pylist()}
 
 
+def affinities(world: World) -> Mapping[str, Any]:
+    """By the catalogue's categories and one of all the rest, with every number fitted before the cutoff."""
+    taxonomy = Taxonomy.of_paths(world.vocabulary.items.column("category").fill_null("the rest"))
+    fit = {"as_of_us": CUTOFF_US, "horizon_days": 14}
+    model = fit_affinity(world.everyone, world.vocabulary, taxonomy, **fit)
+    found = affinity_table(world.timelines, world.vocabulary, taxonomy, model, as_of_us=CUTOFF_US, max_affinities=100)
+    assert found.num_rows > 0
+    return {"model": model, "affinities": found.to_pylist()}
+
+
 def readable_history(world: World) -> Mapping[str, Any]:
     split = temporal(world.timelines, world.vocabulary, cutoff_us=CUTOFF_US, end_us=END_US)
     return told(split.history, world.vocabulary)
@@ -249,7 +262,7 @@ def weights_and_vectors(world: World) -> Mapping[str, Any]:
 
 
 BY_NAME: tuple[View, ...] = (
-    features, population, labels_that_are_known, lifecycle, interests, readable_history, training_events
+    features, population, labels_that_are_known, lifecycle, interests, affinities, readable_history, training_events
 )  # fmt: skip
 BY_INDEX: tuple[View, ...] = (*BY_NAME, tokens, weights_and_vectors)
 
@@ -346,7 +359,14 @@ def test_the_jobs_write_the_same_bytes_whatever_comes_later(
 ) -> None:
     files = run_jobs(lambda log: log)
     others = run_jobs(lambda log: with_more_future(with_another_future(log)))
-    assert {name.split("/")[0] for name in files} == {"encoder", "vectors", "interests", "segments", "scores"}
+    assert {name.split("/")[0] for name in files} == {
+        "encoder",
+        "vectors",
+        "interests",
+        "affinities",
+        "segments",
+        "scores",
+    }
     assert others.keys() == files.keys()
     timed = "encoder/encoder.json"  # tells the seconds that training took
     assert [name for name in files if others[name] != files[name] and name != timed] == []

@@ -39,7 +39,7 @@ def test_a_release_is_sealed_with_digests_of_every_file(built_world: BuiltWorld)
     manifest = read_release(workspace.release(built_world.release_id))
     verify_files(workspace.release(built_world.release_id), manifest)
     assert {name.split("/")[0] for name in manifest.files} >= {
-        "encoder", "items", "interests", "segments", "scores", "profiles", "report"
+        "encoder", "items", "interests", "affinities", "segments", "scores", "profiles", "report"
     }  # fmt: skip
     assert not [child.name for child in workspace.staging("").children() if child.name.startswith("build-")]
 
@@ -52,6 +52,7 @@ def test_every_user_of_the_log_has_one_profile(built_world: BuiltWorld) -> None:
     warm = found.filter(~pl.col("is_cold"))
     assert warm["embedding"].list.len().unique().to_list() == [16]
     assert warm["interests"].list.len().min() >= 1
+    assert warm["affinities"].list.len().min() >= 1
 
 
 def test_profiles_carry_what_the_user_table_says(built_world: BuiltWorld) -> None:
@@ -75,6 +76,7 @@ def test_the_flat_metrics_have_the_published_names(built_world: BuiltWorld) -> N
     names |= {f"data.{name}" for name in ("events", "users", "items", "quarantined")}
     names |= {f"scores.{task.name}.{metric}" for task in built_world.config.scores for metric in SCORES}
     names |= {f"retrieval.{model}.{metric}" for model in models for metric in ("recall_at_10", "hide_rate_at_10")}
+    names |= {f"interests.affinity_{name}_level{level}" for name in ("ece", "naive_ece") for level in (1, 2, 3)}
     # a synthetic world is measured against its own truth as well
     names |= {"truth.interest_purity", "truth.lifecycle_agreement", "truth.buy_7d.auc_of_truth"}
     names |= {

@@ -95,6 +95,7 @@ def test_ray_writes_what_one_process_writes(ray_session: None, config: SonderCon
         *(f"{part}/bucket={bucket:03d}/part-0.parquet" for part in PARTS for bucket in (0, 1)),
         "segments/thresholds.json",
         "interests/config.json",
+        "affinities/config.json",
     }
 
 

@@ -37,6 +37,9 @@ from sonder.events.contract import USER_SCHEMA
 from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
+from sonder.interests.affinity import affinity_table
+from sonder.interests.affinity_artefact import item_paths, save_affinity
+from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.derive import derive_config
 from sonder.interests.ward import cluster_interests
 from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
@@ -109,6 +112,9 @@ def build_tiny_release(folder: Path) -> TinyRelease:
     (target / "segments" / "thresholds.json").write_json(thresholds.to_dict())
     interests = derive_config(InterestsConfig(), encoder.item_vectors, vocabulary, as_of_us=AS_OF_US)
     (target / "interests" / "config.json").write_json(interests.model_dump(mode="json"))
+    items = item_paths(vocabulary, encoder.item_vectors)
+    affinity = fit_affinity(timelines, vocabulary, items.taxonomy, as_of_us=AS_OF_US, horizon_days=7)
+    save_affinity(affinity, items, target / "affinities")
     head = _head(config, timelines, vocabulary, encoder)
     save_heads([head], [], target / "scores")
     for bucket in range(NUM_BUCKETS):
@@ -117,6 +123,14 @@ def build_tiny_release(folder: Path) -> TinyRelease:
         outputs = StageOutputs(
             vectors=pa.table({"user_id": users.user_ids, "vector": pa.array(list(vectors), pa.list_(pa.float32()))}),
             interests=cluster_interests(users, encoder.item_vectors, vocabulary, as_of_us=AS_OF_US, config=interests),
+            affinities=affinity_table(
+                users,
+                vocabulary,
+                items.taxonomy,
+                affinity,
+                as_of_us=AS_OF_US,
+                max_affinities=interests.max_affinities,
+            ),
             segments=lifecycle_table(users, as_of_us=AS_OF_US, thresholds=thresholds),
             scores=Scorer.of([head], vocabulary).score(users, vectors, as_of_us=AS_OF_US),
             users=USER_TABLE,

@@ -78,7 +78,7 @@ def test_the_same_user_asked_for_twice_at_once_is_computed_once(served: Served) 
     ("stage", "method", "kept", "stages"),
     [
         ("scoring", "score", {"scores"}, ["scoring"]),
-        ("segmentation", "segment", {"segments", "interests"}, ["segmentation"]),
+        ("segmentation", "segment", {"segments", "interests", "affinities"}, ["segmentation"]),
         ("embedding", "embed", {"is_cold", "cold_reason", "scores"}, ["embedding", "scoring"]),
     ],
 )
@@ -137,7 +137,7 @@ def test_only_the_asked_fields_are_answered(served: Served) -> None:
     assert set(answer) == ENVELOPE | {"scores", "num_events"}
 
 
-@pytest.mark.parametrize("part", ["interests", "segments", "scores"])
+@pytest.mark.parametrize("part", ["interests", "affinities", "segments", "scores"])
 def test_a_part_is_the_profile_s_part(served: Served, part: str) -> None:
     answer = served.get(f"/v1/users/user-6/{part}")
     assert set(answer) == ENVELOPE | {part}

@@ -44,7 +44,17 @@ def test_the_deployments_are_those_of_the_config_file_and_all_healthy(url: str) 
 
 def test_every_answer_is_the_one_that_the_same_code_gives_without_serve(url: str, served: Served) -> None:
     users = ["user-1", "user-7", "k%C3%A4ufer%2Fonly%20shown", "nobody"]
-    parts = ["", "/embedding", "/interests", "/segments", "/scores", "/explanation", "/recommendations?k=5", "/similar"]
+    parts = [
+        "",
+        "/embedding",
+        "/interests",
+        "/affinities",
+        "/segments",
+        "/scores",
+        "/explanation",
+        "/recommendations?k=5",
+        "/similar",
+    ]
     paths = [f"/v1/users/{user}{part}" for user in users for part in parts]
     with httpx.Client(base_url=url, trust_env=False) as http:
         for path in [*paths, "/v1/release", "/healthz", "/readyz"]:

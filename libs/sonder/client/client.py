@@ -45,6 +45,7 @@ class Profile(Answer, total=False):
     last_seen: str | None
     segments: dict[str, Any]
     interests: list[dict[str, Any]]
+    affinities: list[dict[str, Any]]
     scores: list[dict[str, Any]]
     embedding: list[float] | None
 

@@ -195,6 +195,7 @@ class InterestsConfig(Section):
     max_interests: int = Field(10, gt=0, description="interests kept per user, by weight")
     merge_distance: float | None = Field(None, gt=0, description="Ward distance that ends the merging")
     half_life_days: float | None = Field(None, gt=0, description="of an event's weight; from the log's length")
+    max_affinities: int = Field(20, gt=0, description="affinities kept per user and level of the tree, by strength")
 
 
 class SegmentsConfig(Section):

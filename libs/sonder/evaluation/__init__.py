@@ -6,6 +6,7 @@ fallback        what serving answers users without a vector
 evaluate        encoder and baselines side by side on one split
 slices          for whom and for which items; what was refused; how mixed the lists are
 health          has the embedding space collapsed?
+affinity        does an expected share of a category come true?
 classification  AUC, PR-AUC, ECE, reliability of a calibrated score
 truth           agreement with the synthetic world's own truth
 report_content  all that a report shows, as plain frozen data

@@ -117,6 +117,7 @@ def render(content: ReportContent) -> str:
         scores=[_score(facts) for facts in content.scores],
         map=_map(content.embedding),
         **_interests(content),
+        affinity_chart=_affinity_chart(content),
         limits=[*content.limits, *METHOD_LIMITS],
         glossary=GLOSSARY,
         config=json.dumps(content.config, indent=2, ensure_ascii=False, sort_keys=True),
@@ -245,6 +246,16 @@ def _interests(content: ReportContent) -> dict[str, Any]:
     total = sum(facts.states.values())
     states = ", ".join(f"{percent(number / total)} {state}" for state, number in facts.states.items())
     return {"categories": rows, "interest_states": states}
+
+
+def _affinity_chart(content: ReportContent) -> Markup | None:
+    """Reliability at the top of the tree; the line across is the mean share that came true."""
+    top = [quality for quality in content.affinity.qualities if quality.level == 1] if content.affinity else []
+    if not top:
+        return None
+    curve = top[0].curve
+    mean = sum(point.users * point.observed for point in curve) / sum(point.users for point in curve)
+    return reliability_chart(curve, mean, "share of a category, level 1")
 
 
 def _unbroken(text: str) -> Markup:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sonder.core.config import Protocol
 from sonder.core.ids import unit_interval
+from sonder.evaluation.affinity import AffinityQuality
 from sonder.evaluation.classification import ScoreQuality
 from sonder.evaluation.evaluate import RetrievalEvaluation
 from sonder.history.timelines import MICROSECONDS_PER_DAY
@@ -144,6 +145,16 @@ class Artefact:
 
 
 @dataclass(frozen=True)
+class AffinityFacts:
+    """The top level of the affinities; see `summarise_affinities`."""
+
+    top_categories: Sequence[tuple[str, float, int, int]]  # category, population's share, users who like it most, less
+    qualities: Sequence[AffinityQuality]  # by level; none where there was no test window
+    is_learned: bool  # groups of items in place of categories
+    horizon_days: float
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """Everything on the page. `config` is the resolved configuration as plain JSON values."""
 
@@ -162,6 +173,7 @@ class ReportContent:
     missing: Mapping[str, str]
     config: Mapping[str, Any]
     config_digest: str
+    affinity: AffinityFacts | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -215,3 +227,30 @@ def summarise_interests(interests: pa.Table, num_categories: int = 12) -> Intere
         states={row[0]: int(row[1]) for row in states.iter_rows()},
         has_categories=len(per_user) > 0,
     )
+
+
+def summarise_affinities(
+    affinities: pa.Table,
+    qualities: Sequence[AffinityQuality],
+    *,
+    is_learned: bool,
+    horizon_days: float,
+    num_categories: int = 12,
+) -> AffinityFacts:
+    """Of an AFFINITY_SCHEMA table's top level: how many users a category comes first for, how many want it less."""
+    top = pl.DataFrame(affinities.select(["level", "rank", "category", "population_share", "strength"]))
+    is_first = (pl.col("rank") == 1) & (pl.col("strength") > 0)
+    is_less = pl.col("strength") < 0
+    counted = (
+        top.filter(pl.col("level") == 1)
+        .group_by("category")
+        .agg(
+            pl.col("population_share").first(),
+            is_first.sum().alias("first"),
+            is_less.sum().alias("less"),
+        )
+        .sort(["first", "category"], descending=[True, False])
+        .head(num_categories)
+    )
+    rows = [(str(name), float(share), int(first), int(less)) for name, share, first, less in counted.iter_rows()]
+    return AffinityFacts(rows, qualities, is_learned, horizon_days)

@@ -4,9 +4,10 @@
 call the same function. `to_json_records` renders rows to the bytes that the online store keeps ready.
 
 JSON fields, in this order: user_id, is_cold, cold_reason (null unless cold), as_of (what was known: events before
-it), computed_at (when this was derived), num_events, first_seen, last_seen, segments, interests, scores, signup_at,
-attributes and consent (objects {name: value}; null for a user without a row in the user table). The embedding is kept
-apart (`?fields=embedding`). At read time `release` and `age_ms` (now minus computed_at) are spliced in front.
+it), computed_at (when this was derived), num_events, first_seen, last_seen, segments, interests, affinities, scores,
+signup_at, attributes and consent (objects {name: value}; null for a user without a row in the user table). The
+embedding is kept apart (`?fields=embedding`). At read time `release` and `age_ms` (now minus computed_at) are spliced
+in front.
 Times are ISO 8601 in UTC, weights and scores have float32 precision, days are days of 24 hours before as_of.
 """
 
@@ -24,6 +25,7 @@ import pyarrow as pa
 from sonder.core.storage import Folder
 from sonder.events.contract import TIMESTAMP_TYPE
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
+from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.interests.ward import INTEREST_SCHEMA
 from sonder.profiles.attributes import FACT_FIELDS, FACTS, user_facts, with_all_facts, with_objects
 from sonder.scoring.table import SCORE_SCHEMA
@@ -45,6 +47,17 @@ _INTEREST = pa.struct(
         ("last_at", TIMESTAMP_TYPE),
         ("recency_days", pa.float32()),
         ("state", pa.string()),
+    ]
+)
+_AFFINITY = pa.struct(  # by level, then falling strength
+    [
+        ("category", pa.string()),
+        ("level", pa.int8()),
+        ("share", pa.float32()),
+        ("lift", pa.float32()),
+        ("strength", pa.float32()),
+        ("evidence", pa.float32()),
+        ("against", pa.float32()),
     ]
 )
 _DRIVER = pa.struct([("reason", pa.string()), ("contribution", pa.float32())])
@@ -72,12 +85,13 @@ PROFILE_SCHEMA = pa.schema(
         pa.field("last_seen", TIMESTAMP_TYPE),
         pa.field("segments", _SEGMENTS, nullable=False),
         pa.field("interests", pa.list_(_INTEREST), nullable=False),
+        pa.field("affinities", pa.list_(_AFFINITY), nullable=False),
         pa.field("scores", pa.list_(_SCORE), nullable=False),
         *FACT_FIELDS,  # of the user table
         pa.field("embedding", pa.list_(pa.float32())),  # null for a cold user
     ]
 )
-_JSON_COLUMNS = ("num_events", "first_seen", "last_seen", "segments", "interests", "scores", "signup_at")
+_JSON_COLUMNS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", "signup_at")
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,7 @@ class StageOutputs:
 
     vectors: pa.Table | None  # user_id, vector list<float32>; the zero vector means: nothing known
     interests: pa.Table | None  # interests.ward.INTEREST_SCHEMA, one row per user and interest
+    affinities: pa.Table | None  # interests.affinity.AFFINITY_SCHEMA, one row per user and category
     segments: pa.Table | None  # segments.lifecycle.LIFECYCLE_SCHEMA
     scores: pa.Table | None  # scoring.table.SCORE_SCHEMA
     users: pa.Table | None = None  # events.contract.USER_SCHEMA, of the user table
@@ -99,6 +114,7 @@ def assemble_profiles(
         _activity(timelines, as_of_us)
         .join(_vectors(outputs.vectors), on="user_id", how="left", maintain_order="left")
         .join(_interests(outputs.interests), on="user_id", how="left", maintain_order="left")
+        .join(_affinities(outputs.affinities), on="user_id", how="left", maintain_order="left")
         .join(_segments(outputs.segments), on="user_id", how="left", maintain_order="left")
         .join(_scores(outputs.scores, base_rates), on="user_id", how="left", maintain_order="left")
         .join(user_facts(outputs.users, as_of_us=as_of_us), on="user_id", how="left", maintain_order="left")
@@ -111,6 +127,7 @@ def assemble_profiles(
             pl.col("lifecycle").fill_null(COLD_LIFECYCLE), "since", "active_days", "tenure_days", "recency_days"
         ),
         interests=pl.col("interests").fill_null([]),
+        affinities=pl.col("affinities").fill_null([]),
         scores=pl.col("scores").fill_null([]),
     )
     return profiles.select(PROFILE_SCHEMA.names).to_arrow().cast(PROFILE_SCHEMA)
@@ -128,6 +145,7 @@ def cold_profile(user_id: str, *, base_rates: Mapping[str, float], as_of_us: int
         "last_seen": None,
         "segments": {"lifecycle": COLD_LIFECYCLE},
         "interests": [],
+        "affinities": [],
         "scores": [
             {"name": name, "value": rate, "base_rate": rate, "drivers": []} for name, rate in base_rates.items()
         ],
@@ -216,6 +234,13 @@ def _interests(interests: pa.Table | None) -> pl.DataFrame:
     frame = _frame(INTEREST_SCHEMA.empty_table() if interests is None else interests).sort("user_id", "rank")
     names = [field.name for field in _INTEREST]
     return frame.group_by("user_id", maintain_order=True).agg(pl.struct(names).alias("interests"))
+
+
+def _affinities(affinities: pa.Table | None) -> pl.DataFrame:
+    table = AFFINITY_SCHEMA.empty_table() if affinities is None else affinities
+    frame = _frame(table).sort("user_id", "level", "rank")
+    names = [field.name for field in _AFFINITY]
+    return frame.group_by("user_id", maintain_order=True).agg(pl.struct(names).alias("affinities"))
 
 
 def _segments(segments: pa.Table | None) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """Where the artefacts of a release lie, and how serving opens them. The only place that spells these paths.
 
-releases/<id>/  encoder/  items/  segments/  interests/  scores/  profiles/  report/  manifest.json
+releases/<id>/  encoder/  items/  segments/  interests/  affinities/  scores/  profiles/  report/  manifest.json
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class Release:
     def interests_config(self) -> Folder:
         """Configuration of the interests with what the data decided filled in, as JSON."""
         return self.interests / "config.json"
+
+    @property
+    def affinities(self) -> Folder:
+        """The fitted numbers of taxonomy affinity and the learned item groups (interests.affinity_artefact)."""
+        return self.folder / "affinities"
 
     @property
     def segments(self) -> Folder:

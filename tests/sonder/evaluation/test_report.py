@@ -8,13 +8,17 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from sonder.core.storage import Folder
+from sonder.evaluation.affinity import AffinityQuality
+from sonder.evaluation.classification import CalibrationPoint
 from sonder.evaluation.evaluate import RetrievalEvaluation
 from sonder.evaluation.health import embedding_health
 from sonder.evaluation.report import render, write_report
 from sonder.evaluation.report_content import (
+    AffinityFacts,
     DataFacts,
     EmbeddingSample,
     InterestFacts,
@@ -27,9 +31,11 @@ from sonder.evaluation.report_content import (
     StoryInterest,
     StoryScore,
     events_per_week,
+    summarise_affinities,
 )
 from sonder.evaluation.slices import LENGTHS
 from sonder.history.timelines import MICROSECONDS_PER_DAY
+from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.segments.overview import LifecycleOverview
 from sonder.segments.thresholds import LifecycleThresholds
 from tests.tiny_log import random_log, timelines_of
@@ -37,6 +43,9 @@ from tests.tiny_log import random_log, timelines_of
 EVIL = "<script>alert('x')</script><img src=\"http://evil.example/x.png\" onerror=go()>"
 MODELS = {"encoder": 0.5, "popularity": 0.25, "item_knn": 0.375}
 NAMES = ("hr_at_10", "ndcg_at_10", "hr_at_10_unseen", "ndcg_at_10_unseen", "p90_coverage_at_10")
+
+
+QUALITY = AffinityQuality(1, 8, 40, 90, 0.0123, 0.05, 0.0987, 0.09, (CalibrationPoint(0.2, 0.25, 90),))
 
 
 def content_of(word: str) -> ReportContent:
@@ -100,6 +109,7 @@ def content_of(word: str) -> ReportContent:
         missing={},
         config={"events": {"path": word}},
         config_digest="0" * 16,
+        affinity=AffinityFacts([(word, 0.25, 7, 3)], [QUALITY], is_learned=True, horizon_days=12),
     )
 
 
@@ -188,6 +198,25 @@ def test_a_collapsed_space_is_said_to_be_one() -> None:
     sound = replace(content.retrieval, evaluation=replace(content.retrieval.evaluation, health=health))
     text = " ".join(Elements(render(replace(content, retrieval=sound))).text)
     assert "neither the users' nor the items' vectors have collapsed" in text
+
+
+def test_the_calibration_of_affinities_stands_beside_the_naive_share_with_its_protocol() -> None:
+    text = re.sub(r"\s+", " ", " ".join(Elements(render(content_of("word"))).text))
+    assert "0.0123 0.0987 0.0500 0.0900" in text
+    assert "Protocol temporal, cutoff 2025-01-20" in text
+
+
+def test_a_category_is_counted_for_whom_it_comes_first_and_for_whom_it_is_less() -> None:
+    numbers = dict.fromkeys(("share", "population_share", "lift", "evidence", "against"), 0.5) | {"last_at": 0}
+    rows = [
+        {"user_id": user, "level": level, "rank": rank, "category": name, "strength": strength, **numbers}
+        for user, level, rank, name, strength in (
+            ("ada", 1, 1, "a", 0.3), ("ada", 1, 2, "b", -0.1), ("ada", 2, 1, "a/c", 0.9), ("bob", 1, 1, "b", -0.2)
+        )
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rows, AFFINITY_SCHEMA)
+    facts = summarise_affinities(table, [], is_learned=False, horizon_days=30)
+    assert facts.top_categories == [("a", 0.5, 1, 0), ("b", 0.5, 0, 2)]
 
 
 def test_what_was_not_made_is_said_with_its_reason() -> None:

@@ -50,7 +50,7 @@ def source(tmp_path: Path) -> StoreSource:
         bucket_file(snapshot, bucket).write_table(history)
         timelines = Timelines.from_history(history, vocabulary).before(AS_OF)
         vectors = pa.table({"user_id": users, "vector": pa.array([[0.6, 0.8]] * len(users), pa.list_(pa.float32()))})
-        outputs = StageOutputs(vectors, None, None, None)
+        outputs = StageOutputs(vectors, None, None, None, None)
         profile_file(profiles, bucket).write_table(assemble_profiles(timelines, outputs, base_rates={}, as_of_us=AS_OF))
     return StoreSource("r-1", profiles, snapshot, vocabulary, as_of_us=AS_OF, computed_at_us=7, dim=2)
 

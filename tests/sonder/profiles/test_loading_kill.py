@@ -30,7 +30,7 @@ def source_at(folder: Path, release: str) -> StoreSource:
     profiles = workspace.release(release) / "profiles"
     for bucket in range(2):
         users = timelines.take(np.arange(bucket, timelines.num_users, 2))
-        outputs = StageOutputs(None, None, None, None)
+        outputs = StageOutputs(None, None, None, None, None)
         table = assemble_profiles(users, outputs, base_rates={}, as_of_us=AS_OF_US)
         profile_file(profiles, bucket).write_table(table)
     number = int(release.removeprefix("r-"))

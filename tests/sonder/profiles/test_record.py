@@ -7,6 +7,7 @@ import pytest
 
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.history.timelines import Timelines
+from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.interests.ward import INTEREST_SCHEMA
 from sonder.profiles.record import (
     PROFILE_SCHEMA,
@@ -55,12 +56,21 @@ def interest(user_id: str, rank: int, weight: float) -> dict[str, object]:
     }
 
 
+def affinity(category: str, level: int, rank: int) -> dict[str, object]:
+    numbers = dict.fromkeys(("share", "population_share", "lift", "strength", "evidence", "against"), 0.5)
+    row = {"user_id": "ada", "category": category, "level": level, "rank": rank, "last_at": AS_OF - DAY}
+    return row | numbers
+
+
 def outputs() -> StageOutputs:
     return StageOutputs(
         vectors=pa.table(
             {"user_id": ["bob", "ada"], "vector": pa.array([[0.0, 0.0], [0.6, 0.8]], pa.list_(pa.float32()))}
         ),
         interests=pa.Table.from_pylist([interest("ada", 2, 0.3), interest("ada", 1, 0.7)], INTEREST_SCHEMA),
+        affinities=pa.Table.from_pylist(
+            [affinity("a/b", 2, 1), affinity("c", 1, 2), affinity("a", 1, 1)], AFFINITY_SCHEMA
+        ),
         segments=pa.Table.from_pylist(
             [
                 {"user_id": "ada", "lifecycle": "core", "since": AS_OF - DAY, "active_days": 2, "num_events": 2},
@@ -99,6 +109,7 @@ def test_what_all_stages_say_of_a_user_comes_together_in_rank_and_configuration_
     assert not ada["is_cold"]
     assert ada["embedding"] == pytest.approx([0.6, 0.8])
     assert [interest["rank"] for interest in ada["interests"]] == [1, 2]  # type: ignore[attr-defined]
+    assert [affinity["category"] for affinity in ada["affinities"]] == ["a", "c", "a/b"]  # type: ignore[attr-defined]
     assert [(score["name"], score["value"], score["base_rate"]) for score in ada["scores"]] == [  # type: ignore[attr-defined]
         ("buy_30d", 0.75, 0.25),
         ("churn_60d", 0.5, 0.5),
@@ -112,7 +123,7 @@ def test_a_zero_vector_makes_a_cold_profile_that_keeps_its_lifecycle() -> None:
     bob = assembled()[1]
     assert (bob["is_cold"], bob["cold_reason"], bob["embedding"]) == (True, "no_wanted_events", None)
     assert bob["segments"]["lifecycle"] == "new"  # type: ignore[index]
-    assert (bob["interests"], bob["scores"], bob["num_events"]) == ([], [], 1)
+    assert (bob["interests"], bob["affinities"], bob["scores"], bob["num_events"]) == ([], [], [], 1)
 
 
 def test_a_user_without_events_has_no_dates() -> None:
@@ -128,8 +139,10 @@ def test_a_user_without_events_has_no_dates() -> None:
 
 
 def test_failed_stages_leave_their_parts_empty() -> None:
-    ada = assembled(StageOutputs(vectors=outputs().vectors, interests=None, segments=None, scores=None))[0]
-    assert (ada["interests"], ada["scores"]) == ([], [])
+    ada = assembled(
+        StageOutputs(vectors=outputs().vectors, interests=None, affinities=None, segments=None, scores=None)
+    )[0]
+    assert (ada["interests"], ada["affinities"], ada["scores"]) == ([], [], [])
     assert not ada["is_cold"]
 
 
