@@ -1,6 +1,6 @@
 """All steps of a release, each resumable.
 
-prepare -> train -> segment -> growth -> score -> profiles -> evaluate -> report -> release
+prepare -> train -> segment -> cluster -> growth -> score -> profiles -> evaluate -> report -> release
 
 A build is named by what goes into it (snapshot, configuration, code version), so the same command after a kill finds
 its own half-finished work: a finished step has left a marker, an unfinished one goes on from what it wrote whole.
@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import sonder
+from pipelines.cluster import cluster_users
 from pipelines.evaluate import evaluate_build
 from pipelines.lifecycle import write_growth
 from pipelines.prepare import prepare
@@ -132,6 +133,12 @@ def _segment(build: Build) -> dict[str, Any]:
     return segment_users(build.config, build.snapshot, build.target / "encoder", build.target, as_of_us=build.end_us)
 
 
+def _cluster(build: Build) -> dict[str, Any]:
+    return cluster_users(
+        build.config, build.snapshot, build.target, as_of_us=build.end_us, parent=_parent_release(build)
+    )
+
+
 def _growth(build: Build) -> dict[str, Any]:
     history, scratch = build.workspace.history(build.snapshot), build.staging / "growth"
     return write_growth(history, build.target, scratch, as_of_us=build.end_us)
@@ -163,12 +170,14 @@ def _evaluate(build: Build) -> dict[str, Any]:
         end_us=build.end_us,
         cutoff_us=build.cutoff_us,
         score_metrics=_result_of(build, "score"),
-        growth_metrics=_result_of(build, "growth")["metrics"],
+        step_metrics=_result_of(build, "growth")["metrics"] | _result_of(build, "cluster")["metrics"],
     )
 
 
 def _report(build: Build) -> dict[str, Any]:
-    results = {name: _result_of(build, name) for name in ("train", "segment", "score", "profiles", "evaluate")}
+    results = {
+        name: _result_of(build, name) for name in ("train", "segment", "cluster", "score", "profiles", "evaluate")
+    }
     return write_build_report(
         build.config, build.workspace, build.snapshot, build.target, release_id=build.release_id, results=results
     )
@@ -177,6 +186,7 @@ def _report(build: Build) -> dict[str, Any]:
 STEPS: dict[str, Callable[[Build], dict[str, Any]]] = {
     "train": _train,
     "segment": _segment,
+    "cluster": _cluster,
     "growth": _growth,
     "score": _score,
     "profiles": _profiles,
@@ -213,7 +223,7 @@ def build(config: SonderConfig) -> str:
             build.target,
             build.workspace,
             release_id=build.release_id,
-            parent=build.config.encoder.parent or _current_release(build.workspace),
+            parent=_parent_release(build),
             snapshot=build.snapshot,
             config=build.config,
             metrics=_result_of(build, "evaluate")["metrics"],
@@ -252,9 +262,10 @@ def _result_of(build: Build, name: str) -> dict[str, Any]:
     return result
 
 
-def _current_release(workspace: Workspace) -> str | None:
-    current = Registry(workspace).current()
-    return current.release if current else None
+def _parent_release(build: Build) -> str | None:
+    """Whose weights the encoder goes on from, else what is served now."""
+    current = Registry(build.workspace).current()
+    return build.config.encoder.parent or (current.release if current else None)
 
 
 @contextmanager

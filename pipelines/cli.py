@@ -128,6 +128,12 @@ def segment(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) 
 
 
 @app.command()
+def cluster(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Behaviour clusters of every user, named and matched to the parent's (runs the steps before it where needed)."""
+    _run_until("cluster", load(config, overrides or ()))
+
+
+@app.command()
 def score(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Fit and calibrate the declared scores (runs the steps before it where needed)."""
     _run_until("score", load(config, overrides or ()))
@@ -323,7 +329,7 @@ def _microseconds(time: datetime | None) -> int | None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
-    command: Annotated[str, typer.Argument(help="build, prepare, train, segment, score or evaluate")],
+    command: Annotated[str, typer.Argument(help="build, prepare, train, segment, cluster, score or evaluate")],
     config: ConfigOption = DEFAULT_CONFIG,
     overrides: SetOption = None,
     address: Annotated[str, typer.Option(help="Ray's dashboard address")] = "http://127.0.0.1:8265",

@@ -7,6 +7,7 @@ window. Everything ends up in one flat object, `report/metrics.json`; what expla
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def evaluate_build(
     end_us: int,
     cutoff_us: int | None,
     score_metrics: dict[str, Any],
-    growth_metrics: dict[str, float],
+    step_metrics: Mapping[str, float],
 ) -> dict[str, Any]:
     """Flat `metrics`, and `health`, `reason`, `affinity` for the report."""
     vocabulary = Vocabulary.load(workspace.items(snapshot))
@@ -64,7 +65,7 @@ def evaluate_build(
         logger.warning("vectors: %s", warning)
     counts = read_manifest(workspace.history(snapshot))["counts"]
     metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
-    metrics |= retrieval.metrics | flat_scores(score_metrics) | growth_metrics
+    metrics |= retrieval.metrics | flat_scores(score_metrics) | step_metrics
     affinity: list[AffinityQuality] = []
     if cutoff_us is not None:  # a leave-one-out test has no period in which a share could come true
         affinity = evaluate_affinity(

@@ -15,6 +15,7 @@ from sonder.history.snapshot import read_timelines, read_users
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.record import StageOutputs, assemble_profiles
 from sonder.scoring.heads import load_heads
+from sonder.segments.clusters import Clusters
 
 
 def write_profiles(
@@ -36,6 +37,7 @@ class ProfileBucket:
         self.history, self.target, self.as_of_us = Folder.at(history), Folder.at(target), as_of_us
         self.vocabulary = Vocabulary.load(Folder.at(items))
         heads = load_heads(self.target / "scores")
+        self.clusters = Clusters.load(self.target / "clusters")
         self.base_rates = {head.task.name: float(head.metrics["base_rate"]) for head in heads}
 
     def __call__(self, bucket: int) -> dict[str, Any]:
@@ -48,6 +50,9 @@ class ProfileBucket:
             }
             scores = part_file(self.target / "scores" / "users", bucket).read_table()
             outputs = StageOutputs(**parts, scores=scores, users=read_users(self.history, bucket))
-            file.write_table(assemble_profiles(timelines, outputs, base_rates=self.base_rates, as_of_us=self.as_of_us))
+            profiles = assemble_profiles(
+                timelines, outputs, base_rates=self.base_rates, as_of_us=self.as_of_us, clusters=self.clusters
+            )
+            file.write_table(profiles)
         is_cold = file.read_table(["is_cold"]).column("is_cold").to_pylist()
         return {"profiles": len(is_cold), "cold": sum(is_cold)}

@@ -25,6 +25,8 @@ from sonder.evaluation.report import write_report
 from sonder.evaluation.report_content import (
     AffinityFacts,
     Artefact,
+    ClusterFacts,
+    ClusterPortrait,
     DataFacts,
     EmbeddingSample,
     InterestFacts,
@@ -47,7 +49,7 @@ from sonder.interests.affinity_artefact import CONFIG_FILE
 from sonder.scoring.heads import load_refusals
 from sonder.segments.overview import LifecycleOverview
 
-NUM_STORIES = 2
+NUM_STORIES, NUM_LIFTS = 2, 4
 WRITTEN = {
     "profiles": "one row per user, everything below joined",
     "encoder": "weights, and how the training went",
@@ -56,6 +58,7 @@ WRITTEN = {
     "interests": "one row per user and interest",
     "affinities": "one row per user and category, and the numbers that decide them",
     "segments": "one row per user: lifecycle; growth accounting, cohorts and forecast",
+    "clusters": "centroids, names and portraits; one row per user: behaviour cluster",
     "scores": "heads, calibration, held-out predictions, one row per user and score",
 }
 
@@ -96,6 +99,8 @@ def _content(
     growth = read_growth(target)
     if isinstance(growth, str):
         missing["growth"] = f"{growth[0].upper()}{growth[1:]}."
+    if not results["cluster"]["clusters"]:
+        missing["clusters"] = "too few users have a vector to be clustered"
     if not has_interests:
         missing["interests"] = "no user has an event that says what it wants of a trained item"
     return ReportContent(
@@ -106,6 +111,7 @@ def _content(
         retrieval=_retrieval(config, RetrievalEvaluation(flat, evaluation.health, evaluation.reason), manifest),
         scores=_scores(config, target),
         lifecycle=_lifecycle(results["segment"], profiles, growth if isinstance(growth, LifecycleOverview) else None),
+        clusters=_clusters(results["cluster"]),
         embedding=_embedding(profiles),
         interests=_interests(target) if has_interests else None,
         stories=[_story(target, history, user, config) for user in stories.pick_users(_files(target), NUM_STORIES)],
@@ -202,6 +208,31 @@ def _lifecycle(segment: Mapping[str, Any], profiles: pl.DataFrame, growth: Lifec
     as_of = profiles["as_of"].max()
     assert isinstance(as_of, datetime)
     return LifecycleFacts(as_of=f"{as_of:%Y-%m-%d}", counts=segment["lifecycle"], rules=rules, growth=growth)
+
+
+def _clusters(cluster: Mapping[str, Any]) -> ClusterFacts:
+    stability, matching = cluster["stability"], cluster["matching"]
+    portraits = [
+        ClusterPortrait(
+            cluster_id=entry["id"],
+            name=entry["name"],
+            users=entry["users"],
+            lifecycle=entry["lifecycle"],
+            lifts=[(lift["key"], lift["share"], lift["lift"]) for lift in entry["lifts"][:NUM_LIFTS]],
+        )
+        for entry in sorted(cluster["clusters"], key=lambda entry: (-entry["users"], entry["id"]))
+    ]
+    return ClusterFacts(
+        portraits=portraits,
+        users_without=cluster["users_without"],
+        reason=stability["reason"],
+        curve=[(entry["num_clusters"], entry["stability"], entry["reference"]) for entry in stability["curve"]],
+        sample_users=stability["sample_users"],
+        parent=matching["parent"],
+        common_users=matching["common_users"],
+        ari=matching["ari"],
+        share_moved=matching["share_moved"],
+    )
 
 
 def _embedding(profiles: pl.DataFrame) -> EmbeddingSample | None:

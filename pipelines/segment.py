@@ -173,11 +173,16 @@ def segment(timelines: Timelines, task: SegmentBucket) -> Segmented:
 
 
 def read_sample(history: Folder, vocabulary: Vocabulary) -> Timelines:
-    """Whole buckets from the first, up to SAMPLE_USERS users: a bucket is a random draw of users, by their digest."""
+    """The users of `sample_buckets`."""
+    return read_timelines(history, vocabulary, sample_buckets(history, SAMPLE_USERS))
+
+
+def sample_buckets(history: Folder, num_users: int) -> list[int]:
+    """Whole buckets from the first, up to `num_users` users: a bucket is a random draw of users, by their digest."""
     entries = sorted(read_manifest(history)["buckets"], key=lambda entry: int(entry["bucket"]))
     before = np.cumsum([0, *(entry["users"] for entry in entries)])[:-1]
-    chosen = [int(entry["bucket"]) for entry, users in zip(entries, before, strict=True) if users < SAMPLE_USERS]
-    return read_timelines(history, vocabulary, chosen)
+    chosen = [entry for entry, users in zip(entries, before, strict=True) if users < num_users and entry["users"]]
+    return [int(entry["bucket"]) for entry in chosen]
 
 
 def _total(summaries: list[dict[str, Any]]) -> dict[str, Any]:

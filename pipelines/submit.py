@@ -22,7 +22,7 @@ from sonder.core.ids import digest_json
 from sonder.core.telemetry import carrier
 
 SECONDS_FOR_AGENT = 60.0  # the dashboard of a cluster that has just been started answers before its agents do
-COMMANDS = ("build", "prepare", "train", "segment", "score", "evaluate")
+COMMANDS = ("build", "prepare", "train", "segment", "cluster", "score", "evaluate")
 
 
 def submit(command: str, config: SonderConfig, *, address: str, follow: bool) -> int:

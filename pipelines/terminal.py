@@ -154,13 +154,19 @@ def show_story(story: Story) -> None:
     profile = story.profile
     segments = profile["segments"]
     head = (
-        f"[bold]{escape(segments['lifecycle'])}[/bold] · {profile['num_events']:,} events"
+        f"[bold]{escape(segments['lifecycle'])}[/bold] · {_cluster(segments)}{profile['num_events']:,} events"
         f" from {_day(profile['first_seen'])} to {_day(profile['last_seen'])} · release {story.release}"
         f" · as of {_day(profile['as_of'])}"
     )
     parts: list[Any] = [head, _timeline(story), _interests(profile["interests"]), _scores(profile["scores"])]
     parts.append(_recommendations(story))
     console.print(Panel(Group(*parts), title=f"User {escape(story.user_id)}", title_align="left"))
+
+
+def _cluster(segments: dict[str, Any]) -> str:
+    """The behaviour cluster of who has one; a release of an older version has none."""
+    name = segments.get("cluster")
+    return "" if name is None else f"cluster {segments['cluster_id']} ({escape(name)}) · "
 
 
 def _timeline(story: Story) -> Table:

@@ -6,6 +6,7 @@ true probability, the best that any model could reach on the same labels.
 
 from __future__ import annotations
 
+import math
 import posixpath
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +20,7 @@ from sonder.core.storage import Folder
 from sonder.encoder.artefact import Encoder
 from sonder.evaluation.truth import (
     assign_to_medoids,
+    cluster_agreement,
     interest_agreement,
     interests_between,
     lifecycle_agreement,
@@ -53,6 +55,7 @@ def measure_against_truth(
         **_interests(truth, release, timelines, vocabulary, encoder, as_of_us),
         **_lifecycle(truth, release, as_of_us),
         **past_lifecycle(truth, thresholds_of(release), timelines, as_of_us),
+        **_clusters(truth, release, as_of_us),
         **_scores(truth, release),
     }
 
@@ -117,6 +120,17 @@ def past_lifecycle(
         metrics, _ = lifecycle_agreement(recovered.filter(pl.col("state") != STATES[COLD]), true)
         found[f"truth.lifecycle_agreement_{days}d_ago"] = metrics["agreement"]
     return found
+
+
+def _clusters(truth: Folder, release: Folder, as_of_us: int) -> dict[str, float]:
+    """Behaviour clusters beside the department and the leaf of each user's heaviest interest."""
+    assigned = _frame(_parts(release / "clusters")).select("user_id", "cluster_id")
+    end = _moment(as_of_us)
+    held = interests_between(
+        _frame((truth / "interests.parquet").read_table()), end - timedelta(days=INTEREST_DAYS), end
+    )
+    found = {"department": cluster_agreement(assigned, held, depth=1), "leaf": cluster_agreement(assigned, held)}
+    return {f"truth.cluster_ari_{level}": ari for level, ari in found.items() if not math.isnan(ari)}
 
 
 def _scores(truth: Folder, release: Folder) -> dict[str, float]:

@@ -25,6 +25,7 @@ from sonder.profiles.attributes import FACTS
 from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.record import cold_profile, splice, to_json_records
 from sonder.profiles.store import ProfileStore, StoredProfile
+from sonder.segments.clusters import Clusters
 
 ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
 FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", *FACTS, "embedding")
@@ -41,6 +42,7 @@ class ReleaseInfo:
     summary: dict[str, Any]  # answered by /v1/release
     base_rates: Mapping[str, float]  # of each score, what a cold user gets
     popular: tuple[tuple[int, FoundItem], ...]  # with their item_index, most popular first
+    clusters: Clusters | None = None  # None: a release without behaviour clusters
 
 
 class _Query(NamedTuple):
@@ -76,6 +78,7 @@ class Engine:
             as_of_us=release.as_of_us,
             max_events=store.metadata().max_events,
             budget_s=budget_s,
+            clusters=release.clusters,
         )
         nobody = cold_profile("", base_rates=release.base_rates, as_of_us=release.as_of_us)
         template = to_json_records(nobody, computed_at_us=release.created_at_us)[0]

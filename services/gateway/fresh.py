@@ -25,12 +25,18 @@ from sonder.profiles.attributes import stored_facts
 from sonder.profiles.packing import EVENT_BYTES, unpack_timelines
 from sonder.profiles.record import StageOutputs, assemble_profiles, embeddings_of, to_json_records
 from sonder.profiles.store import StoredProfile
+from sonder.segments.clusters import Clusters
 
 T = TypeVar("T")
 _PARTS = {  # what a stage fills in a profile's JSON
     "embedding": ("is_cold", "cold_reason"),
-    "segmentation": ("segments", "interests", "affinities"),
+    "segmentation": ("interests", "affinities"),
     "scoring": ("scores",),
+}
+_SEGMENTS = {  # and in its segments: the behaviour cluster is that of the vector
+    "embedding": ("cluster_id", "cluster"),
+    "segmentation": ("lifecycle", "since", "active_days", "tenure_days", "recency_days"),
+    "scoring": (),
 }
 
 
@@ -72,9 +78,16 @@ class FreshPath:
     """Computes micro-batches of fresh profiles; holds no state of its own."""
 
     def __init__(
-        self, stages: Stages, *, base_rates: Mapping[str, float], as_of_us: int, max_events: int, budget_s: float
+        self,
+        stages: Stages,
+        *,
+        base_rates: Mapping[str, float],
+        as_of_us: int,
+        max_events: int,
+        budget_s: float,
+        clusters: Clusters | None = None,
     ) -> None:
-        self._stages, self._base_rates = stages, base_rates
+        self._stages, self._base_rates, self._clusters = stages, base_rates, clusters
         self._as_of_us, self._max_events, self._budget_s = as_of_us, max_events, budget_s
 
     async def compute(
@@ -110,7 +123,9 @@ class FreshPath:
         outputs = composed.outputs(
             histories.user_ids, stored_facts({user_id: kept.body for user_id, kept in stored.items()})
         )
-        profiles = assemble_profiles(timelines, outputs, base_rates=self._base_rates, as_of_us=self._as_of_us)
+        profiles = assemble_profiles(
+            timelines, outputs, base_rates=self._base_rates, as_of_us=self._as_of_us, clusters=self._clusters
+        )
         bodies = to_json_records(profiles, computed_at_us=now_us)
         embeddings = embeddings_of(profiles)
         failures = composed.failures
@@ -155,4 +170,5 @@ def _with_stand_ins(body: bytes, stored: bytes, failures: Mapping[str, StageUnav
     fresh, kept = orjson.loads(body), orjson.loads(stored)
     for stage in failures:
         fresh.update({name: kept[name] for name in _PARTS[stage]})
+        fresh["segments"].update({name: kept["segments"][name] for name in _SEGMENTS[stage]})
     return orjson.dumps(fresh)

@@ -45,4 +45,5 @@ def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:
         summary=summary,
         base_rates=release.base_rates(),
         popular=popular,
+        clusters=release.load_clusters(),
     )

@@ -70,6 +70,8 @@ class Segments(BaseModel):
     active_days: int | None
     tenure_days: float | None
     recency_days: float | None
+    cluster_id: int | None = Field(description="behaviour cluster, the same id across retrains; null without a vector")
+    cluster: str | None = Field(description="its name in this release: what is more common in it than among all")
 
 
 class Interest(BaseModel):

@@ -50,6 +50,7 @@ from sonder.scoring.features import compute_features
 from sonder.scoring.heads import ScoreHead, save_heads
 from sonder.scoring.specification import bind, derive_spec
 from sonder.scoring.table import Scorer
+from sonder.segments.clusters import CLUSTERS_FILE, Clusters
 from sonder.segments.lifecycle import derive_thresholds, lifecycle_table
 
 START_US = 1_700_000_000_000_000
@@ -117,6 +118,10 @@ def build_tiny_release(folder: Path) -> TinyRelease:
     save_affinity(affinity, items, target / "affinities")
     head = _head(config, timelines, vocabulary, encoder)
     save_heads([head], [], target / "scores")
+    clusters = Clusters(np.eye(2, DIM, dtype=np.float32), (3, 7), ("first axis", "second axis"))
+    clusters.save(target / "clusters")
+    entries = [{"id": cluster_id, "name": name} for cluster_id, name in clusters.name_of.items()]
+    (target / "clusters" / CLUSTERS_FILE).write_json({"clusters": entries})
     for bucket in range(NUM_BUCKETS):
         users = read_timelines(snapshot, vocabulary, [bucket])
         vectors = embed_users(encoder, users, as_of_us=AS_OF_US)
@@ -135,7 +140,7 @@ def build_tiny_release(folder: Path) -> TinyRelease:
             scores=Scorer.of([head], vocabulary).score(users, vectors, as_of_us=AS_OF_US),
             users=USER_TABLE,
         )
-        profiles = assemble_profiles(users, outputs, base_rates={"buy_7d": 0.25}, as_of_us=AS_OF_US)
+        profiles = assemble_profiles(users, outputs, base_rates={"buy_7d": 0.25}, as_of_us=AS_OF_US, clusters=clusters)
         profile_file(target / "profiles", bucket).write_table(profiles)
     seal(
         target,

@@ -94,6 +94,15 @@ def test_a_failing_stage_is_named_and_its_stored_part_stands_in(
     assert without(fresh, VOLATILE | {"degraded"}) == without(stored, VOLATILE)
 
 
+def test_the_cluster_online_is_that_of_the_batch(served: Served) -> None:
+    stored = [served.get(f"/v1/users/user-{user}")["segments"] for user in range(4)]
+    fresh = [served.get(f"/v1/users/user-{user}?fresh=true")["segments"] for user in range(4)]
+    assert fresh == stored
+    assert {segments["cluster_id"]: segments["cluster"] for segments in stored}.items() <= {
+        (3, "first axis"), (7, "second axis")
+    }  # fmt: skip
+
+
 def test_a_slow_stage_costs_no_more_than_the_budget(served: Served) -> None:
     served.engine._fresh_path._budget_s = 0.3
     served.handles["scoring"].hangs.add("score")

@@ -205,6 +205,7 @@ class SegmentsConfig(Section):
     dormant_days: int | None = Field(None, gt=0)
     core_active_share: float | None = Field(None, gt=0, le=1)
     casual_active_share: float | None = Field(None, gt=0, le=1)
+    num_clusters: int | None = Field(None, ge=2, le=1000, description="behaviour clusters; by their stability")
 
 
 class ScoreTask(Section):

@@ -107,6 +107,42 @@ def reliability_chart(curve: Sequence[CalibrationPoint], base_rate: float, name:
     )  # fmt: skip
 
 
+def stability_chart(curve: Sequence[tuple[int, float, float]], chosen: int) -> Markup:
+    """Stability by number of clusters, that of a cloud without groups dashed below it, and the chosen number."""
+    left, bottom, wide, high = 30.0, 152.0, 320.0, 140.0
+    first, last = curve[0][0], max(curve[-1][0], curve[0][0] + 1)
+
+    def at(k: int, value: float) -> str:
+        return f"{left + wide * (k - first) / (last - first):.1f},{bottom - high * max(value, 0.0):.1f}"
+
+    dots = Markup("").join(
+        Markup('<circle cx="{x}" cy="{y}" r="{r}"><title>{t}</title></circle>').format(
+            x=at(k, own).split(",")[0],
+            y=at(k, own).split(",")[1],
+            r="5" if k == chosen else "2.5",
+            t=f"{k} clusters: {own:.2f}, without groups {reference:.2f}",
+        )
+        for k, own, reference in curve
+    )
+    marks = Markup("").join(
+        Markup('<text x="{x}" y="{y}" text-anchor="middle">{k}</text>').format(
+            x=at(k, 0).split(",")[0], y=bottom + 15, k=k
+        )
+        for k in sorted({first, curve[-1][0], *(k for k, _, _ in curve if k == chosen)})
+    )
+    return Markup(
+        '<svg class="square reliability" viewBox="0 0 362 182" role="img" aria-label="Stability by number of clusters">'
+        '<path class="grid" d="M{l} {b}H{r}M{l} {t}H{r}"/><text x="{lx}" y="{b}" text-anchor="end">0.0</text>'
+        '<text x="{lx}" y="{ty}" text-anchor="end">1.0</text><polyline class="ideal" points="{reference}"/>'
+        '<polyline class="curve" points="{own}"/><g class="dots">{dots}</g>{marks}'
+        '<text x="{r}" y="{label}" text-anchor="end">clusters</text></svg>'
+    ).format(
+        l=left, r=left + wide, b=bottom, t=bottom - high, lx=left - 6, ty=bottom - high + 4, label=bottom + 28,
+        own=" ".join(at(k, own) for k, own, _ in curve), reference=" ".join(at(k, ref) for k, _, ref in curve),
+        dots=dots, marks=marks,
+    )  # fmt: skip
+
+
 def map_chart(points_S2: NDArray[np.float64], labels: Sequence[str], legend: Sequence[Legend], name: str) -> Markup:
     """Dots in a square, one path for each legend entry; labels outside the legend take its last colour."""
     css_of = {entry.name: entry.css for entry in legend}

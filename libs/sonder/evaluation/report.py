@@ -21,10 +21,19 @@ from markupsafe import Markup, escape
 
 from sonder.core.storage import Folder
 from sonder.core.telemetry import stage
-from sonder.evaluation.charts import MAX_COLOURS, legend_of, map_chart, principal_plane, reliability_chart, weekly_chart
+from sonder.evaluation.charts import (
+    MAX_COLOURS,
+    legend_of,
+    map_chart,
+    principal_plane,
+    reliability_chart,
+    stability_chart,
+    weekly_chart,
+)
 from sonder.evaluation.growth_charts import growth_view
-from sonder.evaluation.report_content import EmbeddingSample, ReportContent, RetrievalFacts
+from sonder.evaluation.report_content import ClusterFacts, EmbeddingSample, ReportContent, RetrievalFacts
 from sonder.evaluation.report_facts import (
+    CLUSTER_REASONS,
     GLOSSARY,
     MODEL_NAMES,
     REASONS,
@@ -52,6 +61,7 @@ CONTENTS = (
     ("data", "Data"),
     ("quality", "Quality"),
     ("lifecycle", "Lifecycle"),
+    ("clusters", "Clusters"),
     ("scores", "Scores"),
     ("map", "Map"),
     ("interests", "Interests"),
@@ -114,6 +124,7 @@ def render(content: ReportContent) -> str:
         reasons=REASONS,
         quality=_quality(content.retrieval) if content.retrieval is not None else None,
         **_lifecycle(content),
+        clusters=_clusters(content.clusters),
         scores=[_score(facts) for facts in content.scores],
         map=_map(content.embedding),
         **_interests(content),
@@ -198,6 +209,23 @@ def _lifecycle(content: ReportContent) -> dict[str, Any]:
     ]
     growth = content.lifecycle.growth if content.lifecycle is not None else None
     return {"mix": mix, "mix_total": total, "growth": None if growth is None else growth_view(growth, STATES)}
+
+
+def _clusters(facts: ClusterFacts | None) -> dict[str, Any] | None:
+    if facts is None or not facts.portraits:
+        return None
+    total = sum(portrait.users for portrait in facts.portraits)
+    rows = []
+    for portrait in facts.portraits:
+        mix = [
+            {"state": state, "share": portrait.lifecycle[state] / max(portrait.users, 1), "colour": place}
+            for place, state in enumerate(STATES)
+            if portrait.lifecycle.get(state)
+        ]
+        lifts = [f"{trait} {lift:.1f} times ({percent(share)})" for trait, share, lift in portrait.lifts]
+        rows.append({"portrait": portrait, "share": portrait.users / max(total, 1), "mix": mix, "lifts": lifts})
+    chart = stability_chart(facts.curve, len(rows)) if facts.curve else None
+    return {"rows": rows, "users": total, "chart": chart, "why": CLUSTER_REASONS.get(facts.reason, "")}
 
 
 def _score(facts: Any) -> dict[str, Any]:

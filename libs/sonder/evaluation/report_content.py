@@ -1,8 +1,8 @@
 """All that a report shows, as plain frozen data: whoever ran the steps fills it, `report.write_report` only draws.
 
 Nothing here has a default that could pass for a measurement. What a build did not make is None, and `missing` says
-why under the section's name (`retrieval`, `lifecycle`, `growth`, `embedding`, `interests`, `stories`); a score says it
-itself. Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
+why under the section's name (`retrieval`, `lifecycle`, `growth`, `clusters`, `embedding`, `interests`, `stories`); a
+score says it itself. Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -97,6 +97,32 @@ class InterestFacts:
 
 
 @dataclass(frozen=True)
+class ClusterPortrait:
+    """One behaviour cluster, by what is more common in it than among all users."""
+
+    cluster_id: int
+    name: str
+    users: int
+    lifecycle: Mapping[str, int]
+    lifts: Sequence[tuple[str, float, float]]  # (trait, share inside, lift), strongest first
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """The behaviour clusters of a release, why as many, and what became of the parent's."""
+
+    portraits: Sequence[ClusterPortrait]
+    users_without: int
+    reason: str  # of segments.stability, or `configured`
+    curve: Sequence[tuple[int, float, float]]  # (number of clusters, stability, that of a cloud without groups)
+    sample_users: int
+    parent: str | None
+    common_users: int
+    ari: float | None
+    share_moved: float | None
+
+
+@dataclass(frozen=True)
 class StoryEvent:
     when: str
     action: str
@@ -165,6 +191,7 @@ class ReportContent:
     retrieval: RetrievalFacts | None
     scores: Sequence[ScoreFacts]
     lifecycle: LifecycleFacts | None
+    clusters: ClusterFacts | None
     embedding: EmbeddingSample | None
     interests: InterestFacts | None
     stories: Sequence[Story]

@@ -19,6 +19,13 @@ REASONS = {
     "anonymous": "no user: belongs to nobody's history",
     "bot": "its user had more events in a day than a person can have",
 }
+CLUSTER_REASONS = {
+    "stable": "The number is the largest whose gain over a cloud without groups is within one standard error of the "
+    "best.",
+    "continuum": "No number comes back better than in a cloud without groups: these users are a continuum, and the "
+    "clusters are sections of it.",
+    "configured": "The number is given in the configuration.",
+}
 GLOSSARY = (
     ("Encoder", "The model that reads a user's events in order and places the user among the items, as a vector."),
     ("Embedding", "That vector. Users who behave alike lie close together, and close to what they want next."),
@@ -40,6 +47,9 @@ GLOSSARY = (
     ("PR-AUC", "How well the score finds those for whom it comes true, over all depths. Compare with the base rate."),
     ("ECE", "Calibration error: how far the promised chances lie from what happened, on average. 0 is perfect."),
     ("Interest", "A group of a user's items that belong together, shown by its most typical item, the medoid."),
+    ("Cluster", "Users whose vectors lie close together, named by what is more common among them than among all."),
+    ("Lift", "How many times more common a trait is inside a cluster than among all, by mean shares over users."),
+    ("Stability", "Cluster two halves of a sample apart: how far they agree on a third part (adjusted Rand index)."),
     ("Lifecycle", "Where a user stands: new, core, casual, marginal, dormant, resurrected or still unknown (cold)."),
     ("Quarantine", "Rows that are not usable events. They are kept with their reason, nothing is dropped in silence."),
     ("Release", "All results of one build, which belong together and never change."),

@@ -23,6 +23,7 @@ from sonder.evaluation.classification import evaluate_score
 from sonder.events.contract import Col
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.segments.cluster_matching import adjusted_rand_index, contingency
 
 CHUNK_EVENTS = 16_384
 
@@ -95,6 +96,21 @@ def interest_agreement(
         "completeness_weighted": _ratio(recovered["weight"].sum(), asked["weight"].sum()),
         "users": float(found["user_id"].n_unique()),
     }
+
+
+def cluster_agreement(assigned: pl.DataFrame, true_interests: pl.DataFrame, *, depth: int | None = None) -> float:
+    """Adjusted Rand index of [user_id, cluster_id] and the users' heaviest true interest; NaN without common users.
+
+    A user has several interests and one cluster, so 1 is out of reach; 0 is chance.
+    """
+    weights = true_interests.group_by("user_id", _cut_category(depth).alias("category")).agg(pl.col("weight").sum())
+    heaviest = weights.sort(["weight", "category"], descending=[True, False]).group_by("user_id").first()
+    joined = assigned.drop_nulls("cluster_id").join(heaviest, on="user_id")
+    if joined.is_empty():
+        return float("nan")
+    clusters, categories = joined["cluster_id"].to_numpy(), joined["category"].rank("dense").to_numpy()
+    sizes = (int(clusters.max()) + 1, int(categories.max()) + 1)
+    return adjusted_rand_index(contingency(clusters, categories.astype(np.int64), sizes))
 
 
 def lifecycle_agreement(recovered: pl.DataFrame, truth: pl.DataFrame) -> tuple[dict[str, float], pl.DataFrame]:

@@ -29,6 +29,7 @@ from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.interests.ward import INTEREST_SCHEMA
 from sonder.profiles.attributes import FACT_FIELDS, FACTS, user_facts, with_all_facts, with_objects
 from sonder.scoring.table import SCORE_SCHEMA
+from sonder.segments.clusters import CLUSTER_SCHEMA, Clusters, cluster_table
 from sonder.segments.lifecycle import LIFECYCLE_SCHEMA
 
 UNKNOWN_USER = "unknown_user"  # this release has never seen the user
@@ -71,6 +72,8 @@ _SEGMENTS = pa.struct(
         ("active_days", pa.int32()),  # of the lifecycle's window
         ("tenure_days", pa.float32()),  # since the first event
         ("recency_days", pa.float32()),  # since the last one
+        ("cluster_id", pa.int16()),  # behaviour cluster; null without a vector
+        ("cluster", pa.string()),  # its name in this release
     ]
 )
 
@@ -107,9 +110,17 @@ class StageOutputs:
 
 
 def assemble_profiles(
-    timelines: Timelines, outputs: StageOutputs, *, base_rates: Mapping[str, float], as_of_us: int
+    timelines: Timelines,
+    outputs: StageOutputs,
+    *,
+    base_rates: Mapping[str, float],
+    as_of_us: int,
+    clusters: Clusters | None = None,
 ) -> pa.Table:
-    """One row of PROFILE_SCHEMA per user of `timelines` (cut at as_of by the caller), in their order."""
+    """One row of PROFILE_SCHEMA per user of `timelines` (cut at as_of by the caller), in their order.
+
+    The behaviour cluster is that of the vector, assigned here, so batch and online agree; None: a release without.
+    """
     profiles = (
         _activity(timelines, as_of_us)
         .join(_vectors(outputs.vectors), on="user_id", how="left", maintain_order="left")
@@ -118,13 +129,20 @@ def assemble_profiles(
         .join(_segments(outputs.segments), on="user_id", how="left", maintain_order="left")
         .join(_scores(outputs.scores, base_rates), on="user_id", how="left", maintain_order="left")
         .join(user_facts(outputs.users, as_of_us=as_of_us), on="user_id", how="left", maintain_order="left")
+        .join(_clusters(outputs.vectors, clusters), on="user_id", how="left", maintain_order="left")
     )
     is_cold = pl.col("embedding").is_null()
     profiles = profiles.with_columns(
         is_cold=is_cold,
         cold_reason=pl.when(is_cold).then(pl.lit(NO_WANTED_EVENTS)),
         segments=pl.struct(
-            pl.col("lifecycle").fill_null(COLD_LIFECYCLE), "since", "active_days", "tenure_days", "recency_days"
+            pl.col("lifecycle").fill_null(COLD_LIFECYCLE),
+            "since",
+            "active_days",
+            "tenure_days",
+            "recency_days",
+            "cluster_id",
+            "cluster",
         ),
         interests=pl.col("interests").fill_null([]),
         affinities=pl.col("affinities").fill_null([]),
@@ -246,6 +264,17 @@ def _affinities(affinities: pa.Table | None) -> pl.DataFrame:
 def _segments(segments: pa.Table | None) -> pl.DataFrame:
     frame = _frame(LIFECYCLE_SCHEMA.empty_table() if segments is None else segments)
     return frame.select("user_id", "lifecycle", "since", "active_days")
+
+
+def _clusters(vectors: pa.Table | None, clusters: Clusters | None) -> pl.DataFrame:
+    assigned = CLUSTER_SCHEMA.empty_table()
+    if vectors is not None and clusters is not None and vectors.num_rows:
+        column = vectors.column("vector").combine_chunks()
+        vectors_UD = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+        assigned = cluster_table(vectors.column("user_id").combine_chunks(), vectors_UD, clusters)
+    names = clusters.name_of if clusters is not None else {}
+    name = pl.col("cluster_id").replace_strict(names, default=None, return_dtype=pl.String)
+    return _frame(assigned).select("user_id", "cluster_id", cluster=name)
 
 
 def _scores(scores: pa.Table | None, base_rates: Mapping[str, float]) -> pl.DataFrame:

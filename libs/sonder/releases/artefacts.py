@@ -1,6 +1,7 @@
 """Where the artefacts of a release lie, and how serving opens them. The only place that spells these paths.
 
-releases/<id>/  encoder/  items/  segments/  interests/  affinities/  scores/  profiles/  report/  manifest.json
+releases/<id>/
+    encoder/  items/  segments/  clusters/  interests/  affinities/  scores/  profiles/  report/  manifest.json
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sonder.profiles.loading import StoreSource, ensure_store
 from sonder.releases.manifest import Manifest
 from sonder.releases.registry import Registry
 from sonder.scoring.heads import load_heads
+from sonder.segments.clusters import Clusters
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Release:
         return self.folder / "segments"
 
     @property
+    def clusters(self) -> Folder:
+        """Behaviour clusters: centroids, names, portraits, and who is in which."""
+        return self.folder / "clusters"
+
+    @property
     def scores(self) -> Folder:
         return self.folder / "scores"
 
@@ -79,6 +86,10 @@ class Release:
     def base_rates(self) -> dict[str, float]:
         """Share of users for whom each score's event comes true, in the order of the configuration."""
         return {head.task.name: float(head.metrics["base_rate"]) for head in load_heads(self.scores)}
+
+    def load_clusters(self) -> Clusters | None:
+        """What assigns users to behaviour clusters; None for a release that was made without."""
+        return Clusters.load(self.clusters) if self.clusters.exists() else None
 
     def open_store(self) -> LmdbStore:
         """The online store of this release, loaded from its profiles where this machine has none yet."""

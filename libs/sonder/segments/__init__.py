@@ -1,6 +1,10 @@
 """Which groups a user belongs to, at any point in time.
 
 thresholds   the days and shares that separate the lifecycle states, from configuration or from the log's own rhythm
+clusters     behaviour clusters: k-means over the users' vectors by statistics that add up over blocks
+stability    how many clusters: as many as come back when the users are drawn again
+cluster_traits, cluster_names   what users of a cluster do more than others: its portrait and its name
+cluster_matching   cluster 7 stays cluster 7 across retrains
 lifecycle    cold, new, core, casual, marginal, dormant, resurrected: the state of each user and since when
 moments      the same states at many moments in one pass
 growth       users by state at period ends, who came, came back, stayed and left between; all counts add up

@@ -19,6 +19,8 @@ from sonder.evaluation.health import embedding_health
 from sonder.evaluation.report import render, write_report
 from sonder.evaluation.report_content import (
     AffinityFacts,
+    ClusterFacts,
+    ClusterPortrait,
     DataFacts,
     EmbeddingSample,
     InterestFacts,
@@ -87,6 +89,17 @@ def content_of(word: str) -> ReportContent:
         retrieval=RetrievalFacts(RetrievalEvaluation(metrics, health), "temporal", "2025-01-20", 12),
         scores=[ScoreFacts("buy_30d", word, "2025-01-20", None, reason=word)],
         lifecycle=LifecycleFacts("2025-02-01", {"new": 10, "dormant": 40}, {"new": word, "dormant": word}, None),
+        clusters=ClusterFacts(
+            [ClusterPortrait(7, word, 49, {"new": 9, "dormant": 40}, [(word, 0.5, 2.0)])],
+            1,
+            "stable",
+            [(2, 0.5, 0.4), (3, 0.4, 0.2)],
+            50,
+            "r-0",
+            40,
+            0.9,
+            0.1,
+        ),
         embedding=EmbeddingSample(
             np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32), ["new"] * 50, [word] * 50
         ),

@@ -11,6 +11,7 @@ import pytest
 
 from sonder.evaluation.truth import (
     assign_to_medoids,
+    cluster_agreement,
     interest_agreement,
     interests_between,
     lifecycle_agreement,
@@ -51,6 +52,20 @@ def test_completeness_by_weight_and_at_a_coarser_depth() -> None:
     assert interest_agreement(assignments, truth)["purity"] == 0.5
     coarse = interest_agreement(assignments, truth, depth=1)
     assert (coarse["purity"], coarse["completeness"], coarse["completeness_weighted"]) == (1.0, 0.5, 0.75)
+
+
+def test_clusters_agree_with_the_heaviest_true_interest() -> None:
+    truth = pl.DataFrame(
+        {
+            "user_id": ["a", "a", "b", "c", "d"],
+            "category": ["x/1", "y/1", "x/2", "y/1", "y/2"],
+            "weight": [3.0, 1, 1, 1, 1],
+        }
+    )
+    assigned = pl.DataFrame({"user_id": ["a", "b", "c", "d", "e", "f"], "cluster_id": [4, 4, 7, 7, 7, None]})
+    assert cluster_agreement(assigned, truth, depth=1) == 1
+    assert cluster_agreement(assigned, truth) < 0.5
+    assert np.isnan(cluster_agreement(assigned.tail(1), truth))
 
 
 def test_no_recovered_interest_gives_nan_and_not_zero() -> None:

@@ -19,6 +19,7 @@ from sonder.profiles.record import (
     to_json_records,
 )
 from sonder.scoring.table import SCORE_SCHEMA
+from sonder.segments.clusters import Clusters
 from sonder.segments.lifecycle import LIFECYCLE_SCHEMA
 
 AS_OF = 1_700_000_000_000_000
@@ -135,7 +136,16 @@ def test_a_user_without_events_has_no_dates() -> None:
         "active_days": None,
         "tenure_days": None,
         "recency_days": None,
+        "cluster_id": None,
+        "cluster": None,
     }
+
+
+def test_the_cluster_is_that_of_the_vector_and_nobody_else_has_one() -> None:
+    clusters = Clusters(np.eye(2, dtype=np.float32), (3, 7), ("garden", "kitchen"))
+    table = assemble_profiles(timelines(), outputs(), base_rates=RATES, as_of_us=AS_OF, clusters=clusters)
+    found = [(row["segments"]["cluster_id"], row["segments"]["cluster"]) for row in table.to_pylist()]
+    assert found == [(7, "kitchen"), (None, None), (None, None)]
 
 
 def test_failed_stages_leave_their_parts_empty() -> None:
