@@ -5,6 +5,8 @@ The same function runs in training, in batch and online; each row depends on its
 a batch gives the same bits. A day is 24 hours back from the cutoff; a window of w days is [cutoff - w days, cutoff).
 NaN says "never happened" (xgboost's own missing value); counts and sums are 0 then. A user without events is a row of
 zeros and NaN. Shares are of the user's own events.
+Embeddings are rounded to 1/4096: their last bits depend on who else was in the batch, and a tree's threshold lies
+exactly on a value of the training, so a difference of 1e-8 there would be another score.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.scoring.specification import DAY_PARTS, BoundSpec
 
 MICROSECONDS_PER_HOUR = 3_600_000_000
+_STEPS = np.float32(1 << 12)
 _MONDAY = 3  # 1970-01-01 was a Thursday, the third day after a Monday
 
 
@@ -69,7 +72,7 @@ def compute_features(
         _category_mix(window, bound),
     ]
     if embeddings_UD is not None:
-        blocks.append(embeddings_UD)
+        blocks.append(np.rint(embeddings_UD * _STEPS) / _STEPS)
     features = np.concatenate([block.astype(np.float32) for block in blocks], axis=1)
     if features.shape[1] != spec.num_features:
         raise ValueError(f"{features.shape[1]} columns, the specification has {spec.num_features}")

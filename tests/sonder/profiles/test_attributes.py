@@ -41,7 +41,7 @@ def records(*rows: dict[str, Any]) -> list[bytes]:
         values=np.zeros(0),
     )
     users = pa.Table.from_pylist(list(rows), schema=USER_SCHEMA)
-    outputs = StageOutputs(vectors=None, interests=None, segments=None, scores=None, users=users)
+    outputs = StageOutputs(vectors=None, interests=None, affinities=None, segments=None, scores=None, users=users)
     return to_json_records(assemble_profiles(nobody, outputs, base_rates={}, as_of_us=AS_OF), computed_at_us=AS_OF)
 
 

@@ -85,6 +85,21 @@ def test_a_user_alone_gets_the_same_bits_as_in_a_batch() -> None:
         assert alone[0].tobytes() == batch[row].tobytes()
 
 
+def test_the_last_bits_of_an_embedding_change_nothing() -> None:
+    timelines = timelines_of(random_log(5, num_users=8, num_items=4, num_days=50))
+    spec = derive_spec(timelines, VOCABULARY, first_us=0, cutoff_us=50 * DAY, embedding_dim=4)
+    embeddings = np.random.default_rng(5).normal(scale=0.5, size=(8, 4)).astype(np.float32)
+    nearly = embeddings + np.float32(3e-8)
+    assert (nearly != embeddings).any()
+    bound = bind(spec, VOCABULARY)
+    exact, other = (
+        compute_features(bound, timelines, cutoff_us=50 * DAY, embeddings_UD=vectors)
+        for vectors in (embeddings, nearly)
+    )
+    assert np.array_equal(exact, other, equal_nan=True)
+    assert np.allclose(exact[:, -4:], embeddings, atol=1 / 8192)
+
+
 def test_a_later_vocabulary_gives_the_same_columns() -> None:
     timelines = timelines_of({"ann": [(1, 0, "view"), (2, 2, "buy")]}, values=1.0)
     grown = vocabulary_of([*CATEGORIES, "toys"])
