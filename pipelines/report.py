@@ -301,7 +301,7 @@ def _story(target: Folder, history: Folder, user_id: str, config: SonderConfig) 
             for moment in reversed(told.timeline)
         ],
         interests=[
-            StoryInterest(i["title"] or i["medoid_item_id"], i["category"], i["weight"], i["state"], i["num_events"])
+            StoryInterest(i["name"], i["category"], i["weight"], i["state"], i["num_events"])
             for i in profile["interests"]
         ],
         scores=[

@@ -33,6 +33,7 @@ from sonder.interests.affinity import affinity_table
 from sonder.interests.affinity_artefact import item_paths, load_affinity, save_affinity
 from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.derive import derive_config
+from sonder.interests.naming import Naming
 from sonder.interests.ward import cluster_interests
 from sonder.segments.lifecycle import lifecycle_table
 from sonder.segments.thresholds import LifecycleThresholds, derive_thresholds
@@ -126,6 +127,7 @@ class SegmentBucket:
         self.thresholds = LifecycleThresholds.from_dict(dict(thresholds))
         self.interests = InterestsConfig.model_validate(interests)
         self.taxonomy, self.affinity = load_affinity(self.target / "affinities", self.vocabulary)
+        self.naming = Naming.of(self.vocabulary, as_of_us=as_of_us)
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         files = {part: part_file(self.target / part, bucket) for part in PARTS}
@@ -158,7 +160,12 @@ def segment(timelines: Timelines, task: SegmentBucket) -> Segmented:
     return Segmented(
         vectors=vector_table(timelines.user_ids, embed_users(task.encoder, timelines, as_of_us=as_of_us)),
         interests=cluster_interests(
-            timelines, task.encoder.item_vectors, task.vocabulary, as_of_us=as_of_us, config=task.interests
+            timelines,
+            task.encoder.item_vectors,
+            task.vocabulary,
+            as_of_us=as_of_us,
+            config=task.interests,
+            naming=task.naming,
         ),
         affinities=affinity_table(
             timelines,

@@ -184,19 +184,23 @@ def _timeline(story: Story) -> Table:
 def _interests(interests: list[dict[str, Any]]) -> Table | str:
     if not interests:
         return "No interests: no event of this user says what it wants."
-    table = Table(title="Interests · Ward clusters of recent items, medoid item", title_justify="left", box=None)
-    for name, least, most in (("weight", 6, 10), ("medoid item", 12, 28), ("category", 12, 26), ("state", 7, 7)):
+    recent = f"share before > in the last {interests[0]['recent_days']:.0f} days"
+    title = f"Interests · Ward clusters of recent items, medoid item · {recent}"
+    table = Table(title=title, title_justify="left", box=None)
+    for name, least, most in (("weight", 6, 10), ("interest", 12, 28), ("medoid item", 12, 26), ("state", 7, 7)):
         table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=least, max_width=most)
-    for name, width in (("events", 6), ("last", 8)):
+    for name, width in (("share", 9), ("events", 6), ("a week", 6), ("last", 8)):
         table.add_column(name, no_wrap=True, min_width=width, justify="right")
     for interest in interests:
         bar = "█" * max(1, round(5 * interest["weight"]))
         table.add_row(
             f"{interest['weight']:.2f} {bar}",
+            escape(interest["name"]),
             escape(interest["title"] or interest["medoid_item_id"]),
-            escape(interest["category"] or "·"),
             interest["state"],
+            f"{interest['earlier_share']:.0%} > {interest['recent_share']:.0%}",
             str(interest["num_events"]),
+            f"{interest['events_per_week']:.1f}",
             f"{interest['recency_days']:.0f} d ago",
         )
     return table

@@ -107,7 +107,7 @@ class Engine:
         """Why the profile says what it says: drivers of each score, evidence of each interest and of the lifecycle."""
         answer = orjson.loads(self.profile(user_id))
         reasons = [_explain_score(score) for score in answer["scores"]]
-        reasons += [_explain_interest(interest) for interest in answer["interests"]]
+        reasons += [explain_interest(interest) for interest in answer["interests"]]
         kept = {name: answer[name] for name in ("release", "age_ms", *ENVELOPE, "segments", "scores", "interests")}
         return orjson.dumps({**kept, "reasons": reasons})
 
@@ -255,9 +255,25 @@ def _explain_score(score: Mapping[str, Any]) -> str:
     return f"{told}; mostly because: {drivers}." if drivers else f"{told}."
 
 
-def _explain_interest(interest: Mapping[str, Any]) -> str:
-    name = interest["title"] or interest["medoid_item_id"]
+def explain_interest(interest: Mapping[str, Any]) -> str:
+    """One interest of a profile as a sentence: what, how much, how often, and why it is in its state."""
+    medoid = interest["title"] or interest["medoid_item_id"]
+    around = "" if medoid == interest["name"] else f" around {medoid}"
     return (
-        f"Interest {interest['rank']} ({interest['weight']:.0%}): {interest['num_events']} events around {name}, "
-        f"the last {interest['recency_days']:.0f} days before as_of; {interest['state']}."
+        f"Interest {interest['rank']} ({interest['weight']:.0%}), {interest['name']}: {interest['num_events']} events"
+        f"{around}, {interest['events_per_week']:.1f} a week, the last {interest['recency_days']:.0f} days before "
+        f"as_of; {interest['state']}: {_evidence(interest)}."
+    )
+
+
+def _evidence(interest: Mapping[str, Any]) -> str:
+    """What the state of an interest rests on, as `sonder.interests.states` decides it."""
+    recent = f"the last {interest['recent_days']:.0f} days"
+    if interest["state"] == "new":
+        return f"all of it is of {recent}"
+    if interest["num_recent"] == 0:
+        return f"none of these events is of {recent}"
+    return (
+        f"{interest['num_recent']} of these events are of {recent}, about {interest['recent_share']:.0%} of all that "
+        f"the user wanted then and {interest['earlier_share']:.0%} of what it wanted before"
     )

@@ -76,15 +76,21 @@ class Segments(BaseModel):
 
 class Interest(BaseModel):
     rank: int
+    name: str = Field(description="to be read: a category, words of the titles or the medoid's title")
     medoid_item_id: str
     title: str | None
     category: str | None
     weight: float = Field(description="all weights of a user sum to 1")
     num_events: int
+    events_per_week: float = Field(description="since the first event, over a week at least")
     first_at: datetime
     last_at: datetime
     recency_days: float
     state: Literal["new", "growing", "stable", "fading"]
+    recent_days: float = Field(description="before as_of; what the state calls recent")
+    num_recent: int = Field(description="of num_events")
+    recent_share: float = Field(description="of the user's recent wanted events, smoothed by one event")
+    earlier_share: float = Field(description="of the user's earlier wanted events, smoothed by one event")
 
 
 class Affinity(BaseModel):

@@ -13,6 +13,7 @@ from sonder.encoder.artefact import load_encoder
 from sonder.history.vocabulary import Vocabulary
 from sonder.interests.affinity import affinity_table
 from sonder.interests.affinity_artefact import load_affinity
+from sonder.interests.naming import Naming
 from sonder.interests.ward import cluster_interests
 from sonder.profiles.packing import unpack_timelines
 from sonder.releases.artefacts import Release
@@ -31,6 +32,7 @@ class Segmentation:
         self._thresholds = LifecycleThresholds.from_dict(opened.thresholds.read_json())
         self._interests = InterestsConfig.model_validate(opened.interests_config.read_json())
         self._taxonomy, self._affinity = load_affinity(opened.affinities, self._vocabulary)
+        self._naming = Naming.of(self._vocabulary, as_of_us=opened.manifest.as_of_us)
         self._segment(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
 
     async def segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> SegmentedTables:
@@ -40,7 +42,12 @@ class Segmentation:
     def _segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> SegmentedTables:
         histories = unpack_timelines(user_ids, timelines)
         interests = cluster_interests(
-            histories, self._vectors_ID, self._vocabulary, as_of_us=as_of_us, config=self._interests
+            histories,
+            self._vectors_ID,
+            self._vocabulary,
+            as_of_us=as_of_us,
+            config=self._interests,
+            naming=self._naming,
         )
         affinities = affinity_table(
             histories,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from services.gateway.engine import explain_interest
 from sonder.profiles.record import PROFILE_SCHEMA
 
 if TYPE_CHECKING:
@@ -209,6 +210,48 @@ def test_an_explanation_gives_a_sentence_for_each_score_and_interest(served: Ser
     assert len(answer["reasons"]) == len(answer["scores"]) + len(answer["interests"])
     assert answer["reasons"][0].startswith("buy_7d is 0.")
     assert "times the base rate of 0.250; mostly because: " in answer["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {},
+            "Interest 1 (60%), garden › tools: 12 events around Rake, 1.5 a week, the last 3 days before as_of; "
+            "growing: 5 of these events are of the last 20 days, about 40% of all that the user wanted then and 20% "
+            "of what it wanted before.",
+        ),
+        (
+            {"state": "new", "name": "Rake"},
+            "Interest 1 (60%), Rake: 12 events, 1.5 a week, the last 3 days before as_of; new: all of it is of the "
+            "last 20 days.",
+        ),
+        (
+            {"state": "fading", "num_recent": 0, "title": None, "recency_days": 44.0},
+            "Interest 1 (60%), garden › tools: 12 events around i7, 1.5 a week, the last 44 days before as_of; fading: "
+            "none of these events is of the last 20 days.",
+        ),
+    ],
+)
+def test_an_interest_is_explained_by_its_name_its_frequency_and_the_evidence_of_its_state(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    interest = {
+        "rank": 1,
+        "weight": 0.6,
+        "name": "garden › tools",
+        "title": "Rake",
+        "medoid_item_id": "i7",
+        "num_events": 12,
+        "events_per_week": 1.5,
+        "recency_days": 3.0,
+        "state": "growing",
+        "recent_days": 20.0,
+        "num_recent": 5,
+        "recent_share": 0.4,
+        "earlier_share": 0.2,
+    }
+    assert explain_interest({**interest, **changes}) == sentence
 
 
 def test_the_served_release_is_told(served: Served) -> None:

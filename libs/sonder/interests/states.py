@@ -7,12 +7,14 @@ fading    its last event is at least two half-lives old (its weight has lost thr
 growing   its share of the recent events is at least GROWTH times its share of the earlier ones
 stable    anything else
 Both shares are smoothed by one event spread over the user's interests in proportion to their size, which damps what
-a single event says in a short history; a user without recent events has no trend at all.
+a single event says in a short history; a user without recent events has no trend at all. The two shares are given with
+the state: they are its evidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,16 @@ NEW, GROWING, STABLE, FADING = range(4)
 GROWTH = 1.5
 
 
-def interest_states(
+@dataclass(frozen=True)
+class Trends:
+    """State of each of C interests and the shares that it was judged by, smoothed as above."""
+
+    states: NDArray[np.int8]  # [C] an index into INTEREST_STATES
+    recent_shares: NDArray[np.float64]  # [C] of the user's recent events
+    earlier_shares: NDArray[np.float64]  # [C] of the user's earlier ones
+
+
+def interest_trends(
     users_C: NDArray[np.int64],
     num_events_C: NDArray[np.int64],
     num_recent_C: NDArray[np.int64],
@@ -31,18 +42,19 @@ def interest_states(
     recency_days_C: NDArray[np.float64],
     *,
     half_life_days: float,
-) -> NDArray[np.int8]:
-    """State of each of C interests, an index into INTEREST_STATES; `users_C` is the row of its user."""
+) -> Trends:
+    """Judge each of C interests among those of its user; `users_C` is the row of the user."""
     per_user = int(users_C.max(initial=-1)) + 1
     all_events = np.bincount(users_C, num_events_C, minlength=per_user)[users_C]
     all_recent = np.bincount(users_C, num_recent_C, minlength=per_user)[users_C]
     prior = num_events_C / all_events
-    recent_share = (num_recent_C + prior) / (all_recent + 1)
-    earlier_share = (num_events_C - num_recent_C + prior) / (all_events - all_recent + 1)
-    trend = recent_share / earlier_share
+    recent_shares = (num_recent_C + prior) / (all_recent + 1)
+    earlier_shares = (num_events_C - num_recent_C + prior) / (all_events - all_recent + 1)
+    trend = recent_shares / earlier_shares
     conditions: Sequence[NDArray[Any]] = (
         age_days_C <= half_life_days,
         (recency_days_C >= 2 * half_life_days) | (trend <= 1 / GROWTH),
         trend >= GROWTH,
     )
-    return np.select(conditions, [NEW, FADING, GROWING], STABLE).astype(np.int8)
+    states = np.select(conditions, [NEW, FADING, GROWING], STABLE).astype(np.int8)
+    return Trends(states, recent_shares, earlier_shares)

@@ -8,43 +8,49 @@ The items of a user's newest `max_events` wanted events are clustered. Evidence 
 every wanted event of the whole history on these items, so that a busy week does not make an old interest look new.
 Weight is the sum of `action weight * 2^(-age / half-life)`, 1 in all over the interests that are kept.
 A wanted event has an action of positive weight on an item with a vector. Events at `as_of` or later do not exist here.
-Limits: a distance matrix per user, so memory and time grow with the square of its distinct items (`max_events`).
+Limits: memory and time grow with the square of a user's distinct items (`max_events`): see interests.clusters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import linkage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from sonder.core.config import InterestsConfig
 from sonder.events.contract import TIMESTAMP_TYPE, Col
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.interests.clusters import ward_clusters
 from sonder.interests.derive import derive_config, is_known_vector
-from sonder.interests.states import INTEREST_STATES, interest_states
+from sonder.interests.naming import Naming
+from sonder.interests.states import INTEREST_STATES, Trends, interest_trends
+
+DAYS_PER_WEEK = 7.0
+PAIRS_AT_ONCE = 1 << 13  # rows of vectors that are gathered at once for the medoids: they stay in the cache
 
 INTEREST_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("rank", pa.int16(), nullable=False),  # 1 is the strongest
+        pa.field("name", pa.string(), nullable=False),  # readable, from the catalogue: interests.naming
         pa.field("medoid_item_id", pa.string(), nullable=False),
         pa.field("title", pa.string()),  # of the medoid
         pa.field("category", pa.string()),  # the most common one of the cluster's items
         pa.field("weight", pa.float32(), nullable=False),  # sum 1 per user
         pa.field("num_events", pa.int32(), nullable=False),
+        pa.field("events_per_week", pa.float32(), nullable=False),  # since the first one, over a week at least
         pa.field("first_at", TIMESTAMP_TYPE, nullable=False),
         pa.field("last_at", TIMESTAMP_TYPE, nullable=False),
         pa.field("age_days", pa.float32(), nullable=False),  # since the first event
         pa.field("recency_days", pa.float32(), nullable=False),  # since the last one
-        pa.field("state", pa.string(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),  # interests.states, and its evidence:
+        pa.field("recent_days", pa.float32(), nullable=False),  # before as_of; what counts as recent, the half-life
+        pa.field("num_recent", pa.int32(), nullable=False),  # of num_events
+        pa.field("recent_share", pa.float32(), nullable=False),  # of the user's recent events, smoothed by one event
+        pa.field("earlier_share", pa.float32(), nullable=False),  # of the user's earlier ones
         pa.field("medoid_index", pa.int32(), nullable=False),
     ]
 )
@@ -69,7 +75,10 @@ class _Evidence:
     num_events: NDArray[np.int64]
     first_us: NDArray[np.int64]
     last_us: NDArray[np.int64]
-    states: NDArray[np.int8]
+    num_recent: NDArray[np.int64]
+    age_days: NDArray[np.float64]
+    recency_days: NDArray[np.float64]
+    trends: Trends
 
 
 def cluster_interests(
@@ -79,38 +88,70 @@ def cluster_interests(
     *,
     as_of_us: int,
     config: InterestsConfig,
+    naming: Naming | None = None,
 ) -> pa.Table:
-    """Interests of every user with any -> INTEREST_SCHEMA, users in their order, strongest interest first."""
+    """Interests of every user with any -> INTEREST_SCHEMA, users in their order, strongest interest first.
+
+    `naming` is of the same vocabulary; made here for `as_of` if none is given, which reads the whole catalogue.
+    """
     config = derive_config(config, vectors_ID, vocabulary, as_of_us=as_of_us)
     assert config.merge_distance is not None
     assert config.half_life_days is not None
+    naming = naming or Naming.of(vocabulary, as_of_us=as_of_us)
     pairs = _pairs(timelines, vectors_ID, vocabulary, as_of_us, config.max_events, config.half_life_days)
-    clusters_P = _ward_clusters(pairs, vectors_ID, config.merge_distance)
+    clusters_P = ward_clusters(pairs.users, pairs.items, vectors_ID, config.merge_distance)
     medoids_C = _medoids(clusters_P, pairs, vectors_ID)
     users_C = pairs.users[np.unique(clusters_P, return_index=True)[1]]
     evidence = _evidence(clusters_P, users_C, pairs, as_of_us, config.half_life_days)
     kept, ranks = _strongest(users_C, evidence.weights, medoids_C, config.max_interests)
-    totals_U = np.bincount(users_C[kept], evidence.weights[kept], minlength=timelines.num_users)
-    categories = _categories(clusters_P, pairs.items, medoids_C, vocabulary)
-    medoids = vocabulary.items.take(pa.array(medoids_C[kept]))
-    return pa.Table.from_arrays(
-        [
-            timelines.user_ids.take(pa.array(users_C[kept])),
-            pa.array(ranks, pa.int16()),
-            medoids.column(Col.ITEM_ID),
-            medoids.column(Col.TITLE),
-            categories.take(pa.array(kept)),
-            pa.array(evidence.weights[kept] / totals_U[users_C[kept]], pa.float32()),
-            pa.array(evidence.num_events[kept], pa.int32()),
-            pa.array(evidence.first_us[kept]).cast(TIMESTAMP_TYPE),
-            pa.array(evidence.last_us[kept]).cast(TIMESTAMP_TYPE),
-            pa.array((as_of_us - evidence.first_us[kept]) / MICROSECONDS_PER_DAY, pa.float32()),
-            pa.array((as_of_us - evidence.last_us[kept]) / MICROSECONDS_PER_DAY, pa.float32()),
-            pa.array(np.array(INTEREST_STATES, dtype=object)[evidence.states[kept]], pa.string()),
-            pa.array(medoids_C[kept], pa.int32()),
-        ],
-        schema=INTEREST_SCHEMA,
-    )
+    clusters_P, items_P = _renumbered(clusters_P, pairs.items, kept)
+    medoids_C, users_C = medoids_C[kept], users_C[kept]
+    medoids = vocabulary.items.take(pa.array(medoids_C))
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "user_id": timelines.user_ids.take(pa.array(users_C)),
+        "rank": pa.array(ranks, pa.int16()),
+        "name": naming.names(clusters_P, items_P, medoids_C, users_C),
+        "medoid_item_id": medoids.column(Col.ITEM_ID),
+        "title": medoids.column(Col.TITLE),
+        "category": naming.categories(clusters_P, items_P, medoids_C),
+        "recent_days": pa.array(np.full(len(kept), config.half_life_days), pa.float32()),
+        "medoid_index": pa.array(medoids_C, pa.int32()),
+        **_evidence_columns(evidence, users_C, kept),
+    }
+    return pa.Table.from_arrays([columns[name] for name in INTEREST_SCHEMA.names], schema=INTEREST_SCHEMA)
+
+
+def _evidence_columns(
+    evidence: _Evidence, users_C: NDArray[np.int64], kept: NDArray[np.int64]
+) -> dict[str, pa.Array | pa.ChunkedArray]:
+    """The columns that say what was seen of the kept clusters; `users_C` is theirs."""
+    trends, weights_C = evidence.trends, evidence.weights[kept]
+    totals_U = np.bincount(users_C, weights_C)
+    weeks_C = np.maximum(evidence.age_days[kept], DAYS_PER_WEEK) / DAYS_PER_WEEK
+    states = np.array(INTEREST_STATES, dtype=object)
+    return {
+        "weight": pa.array(weights_C / totals_U[users_C], pa.float32()),
+        "num_events": pa.array(evidence.num_events[kept], pa.int32()),
+        "events_per_week": pa.array(evidence.num_events[kept] / weeks_C, pa.float32()),
+        "first_at": pa.array(evidence.first_us[kept]).cast(TIMESTAMP_TYPE),
+        "last_at": pa.array(evidence.last_us[kept]).cast(TIMESTAMP_TYPE),
+        "age_days": pa.array(evidence.age_days[kept], pa.float32()),
+        "recency_days": pa.array(evidence.recency_days[kept], pa.float32()),
+        "state": pa.array(states[trends.states[kept]], pa.string()),
+        "num_recent": pa.array(evidence.num_recent[kept], pa.int32()),
+        "recent_share": pa.array(trends.recent_shares[kept], pa.float32()),
+        "earlier_share": pa.array(trends.earlier_shares[kept], pa.float32()),
+    }
+
+
+def _renumbered(
+    clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], kept: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Clusters and items of the pairs whose clusters are kept; a cluster is now its place among these."""
+    place_C = np.full(int(clusters_P.max(initial=-1)) + 1, -1, dtype=np.int64)
+    place_C[kept] = np.arange(len(kept))
+    place_P = place_C[clusters_P]
+    return place_P[place_P >= 0], items_P[place_P >= 0]
 
 
 def _pairs(
@@ -146,59 +187,25 @@ def _pairs(
     )
 
 
-def _ward_clusters(pairs: _Pairs, vectors_ID: NDArray[np.float32], merge_distance: float) -> NDArray[np.int64]:
-    """Cluster of each pair [P], numbered through all users: one linkage a user, one cut through all the trees.
-
-    Ward's heights never fall towards the root, so a cut keeps the merges below it: the clusters are the connected
-    components of one graph over all users' leaves and kept merges. (fcluster spends 5 times its work on checks.)
-    """
-    num_pairs = len(pairs.users)
-    bounds = np.append(np.flatnonzero(np.diff(pairs.users, prepend=-1)), num_pairs)
-    parents, children = [], []
-    next_merge = num_pairs
-    for start, end in pairwise(bounds.tolist()):
-        size = end - start
-        if size > 1:
-            tree = linkage(_distances(vectors_ID[pairs.items[start:end]]), "ward")
-            nodes = tree[tree[:, 2] <= merge_distance, :2].astype(np.int64)
-            children.append(np.where(nodes < size, nodes + start, nodes - size + next_merge))
-            parents.append(np.arange(next_merge, next_merge + len(nodes)))
-            next_merge += len(nodes)
-    if not parents:
-        return np.arange(num_pairs)
-    parent, child = np.concatenate(parents), np.concatenate(children)
-    edges = (np.ones(2 * len(parent), np.int8), (np.tile(parent, 2), child.T.ravel()))
-    labels = connected_components(coo_array(edges, shape=(next_merge, next_merge)), directed=False)[1]
-    return np.unique(labels[:num_pairs], return_inverse=True)[1]
-
-
-def _distances(x_nD: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Euclidean distances of all pairs in scipy's condensed order; by the Gram matrix, twice as fast as pdist."""
-    gram = (x_nD @ x_nD.T).astype(np.float64)
-    squares = np.diagonal(gram)
-    left, right = _upper_triangle(len(x_nD))
-    return np.sqrt(np.maximum(squares[left] + squares[right] - 2 * gram[left, right], 0.0))
-
-
-@lru_cache(maxsize=256)
-def _upper_triangle(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return np.triu_indices(size, 1)
-
-
 def _medoids(clusters_P: NDArray[np.int64], pairs: _Pairs, vectors_ID: NDArray[np.float32]) -> NDArray[np.int64]:
     """Item [C] with the least squared distance to its cluster; of equals (any two items are) the heavier one."""
     items_P = pairs.items
     weights_P = np.bincount(pairs.event_pairs, pairs.event_weights, minlength=len(items_P))
     order = np.argsort(clusters_P, kind="stable")
-    x_PD = vectors_ID[items_P[order]]
     starts = np.flatnonzero(np.diff(clusters_P[order], prepend=-1))
-    if not len(starts):
-        return np.zeros(0, dtype=np.int64)
-    sums_CD = np.add.reduceat(x_PD, starts, axis=0)
     sizes_C = np.diff(np.append(starts, len(order)))
     rows = np.repeat(np.arange(len(starts)), sizes_C)
-    # sum_j |x - x_j|^2 = n |x|^2 - 2 x . sum_j x_j + constant; rounded, because mathematical ties differ by rounding
-    cost = sizes_C[rows] * np.einsum("pd,pd->p", x_PD, x_PD) - 2 * np.einsum("pd,pd->p", x_PD, sums_CD[rows])
+    cost = np.zeros(len(order), dtype=np.float32)
+    block_C = starts // PAIRS_AT_ONCE
+    for first in np.flatnonzero(np.diff(block_C, prepend=-1)):
+        last = np.searchsorted(block_C, block_C[first], side="right") - 1
+        here = slice(starts[first], starts[last] + sizes_C[last])
+        x_PD = vectors_ID[items_P[order[here]]]
+        sums_CD = np.add.reduceat(x_PD, starts[first : last + 1] - starts[first], axis=0)
+        # sum_j |x - x_j|^2 = n |x|^2 - 2 x . sum_j x_j + constant
+        squares, products = (np.einsum("pd,pd->p", x_PD, y_PD) for y_PD in (x_PD, sums_CD[rows[here] - first]))
+        cost[here] = sizes_C[rows[here]] * squares - 2 * products
+    # Rounded, because mathematical ties differ by rounding.
     best = np.lexsort((items_P[order], -weights_P[order], np.round(cost, 4), rows))
     return items_P[order][best[starts]]
 
@@ -215,16 +222,12 @@ def _evidence(
     np.maximum.at(last_us, clusters_E, times_us)
     num_events = np.bincount(clusters_E, minlength=size)
     is_recent = times_us >= as_of_us - half_life_days * MICROSECONDS_PER_DAY
-    states = interest_states(
-        users_C,
-        num_events,
-        np.bincount(clusters_E[is_recent], minlength=size),
-        (as_of_us - first_us) / MICROSECONDS_PER_DAY,
-        (as_of_us - last_us) / MICROSECONDS_PER_DAY,
-        half_life_days=half_life_days,
-    )
+    num_recent = np.bincount(clusters_E[is_recent], minlength=size)
+    age_days = (as_of_us - first_us) / MICROSECONDS_PER_DAY
+    recency_days = (as_of_us - last_us) / MICROSECONDS_PER_DAY
+    trends = interest_trends(users_C, num_events, num_recent, age_days, recency_days, half_life_days=half_life_days)
     weights = np.bincount(clusters_E, pairs.event_weights, minlength=size).astype(np.float64)
-    return _Evidence(weights, num_events, first_us, last_us, states)
+    return _Evidence(weights, num_events, first_us, last_us, num_recent, age_days, recency_days, trends)
 
 
 def _strongest(
@@ -237,23 +240,3 @@ def _strongest(
     ranks = np.arange(len(users)) - np.repeat(starts, np.diff(np.append(starts, len(users)))) + 1
     is_kept = ranks <= max_interests
     return order[is_kept], ranks[is_kept]
-
-
-def _categories(
-    clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], medoids_C: NDArray[np.int64], vocabulary: Vocabulary
-) -> pa.Array:
-    """The most common category of each cluster [C]; of equals the medoid's, else the first by name."""
-    column = vocabulary.items.column(Col.CATEGORY).combine_chunks()
-    coded = column.take(pa.array(np.concatenate([items_P, medoids_C]))).cast(pa.string()).dictionary_encode()
-    codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    codes_P, medoid_codes_C = codes[: len(items_P)], codes[len(items_P) :]
-    by_name = np.argsort(np.argsort(np.array(coded.dictionary.to_pylist(), dtype=object))) if len(codes) else codes
-    known = codes_P >= 0
-    width = max(len(coded.dictionary), 1)
-    keys, counts = np.unique(clusters_P[known] * width + codes_P[known], return_counts=True)
-    clusters, options = keys // width, keys % width
-    order = np.lexsort((by_name[options], options != medoid_codes_C[clusters], -counts, clusters))
-    chosen = np.full(len(medoids_C), -1, dtype=np.int64)
-    firsts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    chosen[clusters[order][firsts]] = options[order][firsts]
-    return coded.dictionary.take(pa.array(chosen, mask=chosen < 0))

@@ -39,15 +39,21 @@ COLD_LIFECYCLE = "cold"
 _INTEREST = pa.struct(
     [
         ("rank", pa.int16()),
+        ("name", pa.string()),
         ("medoid_item_id", pa.string()),
         ("title", pa.string()),
         ("category", pa.string()),
         ("weight", pa.float32()),
         ("num_events", pa.int32()),
+        ("events_per_week", pa.float32()),
         ("first_at", TIMESTAMP_TYPE),
         ("last_at", TIMESTAMP_TYPE),
         ("recency_days", pa.float32()),
-        ("state", pa.string()),
+        ("state", pa.string()),  # and its evidence, as interests.states judges it:
+        ("recent_days", pa.float32()),
+        ("num_recent", pa.int32()),
+        ("recent_share", pa.float32()),
+        ("earlier_share", pa.float32()),
     ]
 )
 _AFFINITY = pa.struct(  # by level, then falling strength

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonder.interests.states import INTEREST_STATES, interest_states
+from sonder.interests.states import INTEREST_STATES, interest_trends
 
 HALF_LIFE = 10.0
 Interest = tuple[int, int, float, float]  # events, recent ones, age of the first, age of the last
@@ -17,7 +17,7 @@ def states(*users: list[Interest]) -> list[list[str]]:
     flat = [interest for user in users for interest in user]
     rows = np.repeat(np.arange(len(users)), [len(user) for user in users])
     columns = [np.array(column) for column in zip(*flat, strict=True)]
-    found = interest_states(rows, *columns, half_life_days=HALF_LIFE)
+    found = interest_trends(rows, *columns, half_life_days=HALF_LIFE).states
     names = [INTEREST_STATES[state] for state in found]
     ends = np.cumsum([len(user) for user in users])
     return [names[end - len(user) : end] for user, end in zip(users, ends, strict=True)]
@@ -79,6 +79,5 @@ def test_a_trend_of_one_interest_is_against_the_others_of_the_user() -> None:
 
 def test_no_interests_have_no_states() -> None:
     nothing = np.zeros(0)
-    assert interest_states(nothing.astype(np.int64), nothing, nothing, nothing, nothing, half_life_days=1.0).shape == (
-        0,
-    )
+    found = interest_trends(nothing.astype(np.int64), nothing, nothing, nothing, nothing, half_life_days=1.0)
+    assert found.states.shape == found.recent_shares.shape == (0,)

@@ -10,7 +10,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sonder.core.config import InterestsConfig
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.history.timelines import Timelines
+from sonder.interests import clusters, ward
 from sonder.interests.derive import derive_config, derive_half_life_days, derive_merge_distance
+from sonder.interests.naming import Naming
 from sonder.interests.ward import INTEREST_SCHEMA, cluster_interests
 from tests.tiny_log import timelines_of, vocabulary_of
 
@@ -37,6 +39,53 @@ def test_close_items_form_one_interest_named_by_its_medoid() -> None:
     ]
     assert rows[1]["title"] == "title 1"
     assert (rows[1]["num_events"], rows[1]["age_days"], rows[1]["recency_days"]) == (3, 29.0, 27.0)
+    assert [row["name"] for row in rows] == ["books › crime", "garden › tools"]
+
+
+def test_frequency_is_over_the_weeks_since_the_first_event_and_over_one_week_at_least() -> None:
+    users = {"ann": [(2, 0, "buy"), (3, 0, "buy"), (4, 0, "buy"), (29, 3, "buy"), (29, 3, "buy")]}
+    rows = cluster_interests(timelines_of(users), VECTORS, VOCABULARY, as_of_us=30 * DAY, config=CONFIG).to_pylist()
+    assert {row["medoid_item_id"]: row["events_per_week"] for row in rows} == pytest.approx({"i0": 3 / 4, "i3": 2.0})
+
+
+def test_a_state_comes_with_the_counts_and_shares_that_it_was_judged_by() -> None:
+    users = {"ann": [(d, 3, "buy") for d in (1, 2, 3)] + [(4, 0, "buy")] + [(d, 0, "buy") for d in (95, 96, 97, 98)]}
+    table = cluster_interests(timelines_of(users), VECTORS, VOCABULARY, as_of_us=100 * DAY, config=CONFIG)
+    evidence = ["medoid_item_id", "state", "recent_days", "num_recent", "num_events", "recent_share", "earlier_share"]
+    growing, fading = (list(row.values()) for row in table.select(evidence).to_pylist())
+    assert growing[:5] == ["i0", "growing", 10.0, 4, 5]
+    assert growing[5:] == pytest.approx([(4 + 5 / 8) / (4 + 1), (1 + 5 / 8) / (4 + 1)])
+    assert fading[:5] == ["i3", "fading", 10.0, 0, 3]
+    assert fading[5:] == pytest.approx([(3 / 8) / 5, (3 + 3 / 8) / 5])
+
+
+def test_interests_that_are_not_kept_still_count_in_the_shares_of_the_others() -> None:
+    users = {"ann": [(1, 0, "buy"), (95, 0, "buy"), (96, 3, "buy"), (97, 3, "buy")]}
+    one = InterestsConfig.model_validate(CONFIG.model_dump() | {"max_interests": 1})
+    (kept,), both = (
+        cluster_interests(timelines_of(users), VECTORS, VOCABULARY, as_of_us=100 * DAY, config=config).to_pylist()
+        for config in (one, CONFIG)
+    )
+    assert (kept["weight"], kept["name"]) == (1.0, both[0]["name"])
+    assert kept["recent_share"] == both[0]["recent_share"] < 1
+
+
+def test_names_from_a_catalogue_read_before_are_the_names_read_here() -> None:
+    users = {"ann": [(1, 0, "buy"), (2, 1, "buy"), (3, 4, "buy")]}
+    arguments = (timelines_of(users), VECTORS, VOCABULARY)
+    naming = Naming.of(VOCABULARY, as_of_us=30 * DAY)
+    read_before = cluster_interests(*arguments, as_of_us=30 * DAY, config=CONFIG, naming=naming)
+    assert read_before.equals(cluster_interests(*arguments, as_of_us=30 * DAY, config=CONFIG))
+
+
+def test_long_histories_through_the_chain_get_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    timelines, vectors = crowd()
+    vocabulary = vocabulary_of(["c"] * len(vectors))
+    config = InterestsConfig(merge_distance=1.1, half_life_days=10.0)
+    by_scipy = cluster_interests(timelines, vectors, vocabulary, as_of_us=60 * DAY, config=config)
+    monkeypatch.setattr(clusters, "CHAIN_FROM", 2)
+    monkeypatch.setattr(ward, "PAIRS_AT_ONCE", 7)
+    assert cluster_interests(timelines, vectors, vocabulary, as_of_us=60 * DAY, config=config).equals(by_scipy)
 
 
 def test_weight_is_the_sum_of_decayed_events() -> None:

@@ -43,16 +43,22 @@ def interest(user_id: str, rank: int, weight: float) -> dict[str, object]:
     return {
         "user_id": user_id,
         "rank": rank,
+        "name": f"name {rank}",
         "medoid_item_id": f"item-{rank}",
         "title": 'A "quoted" title\n',
         "category": None,
         "weight": weight,
         "num_events": 1,
+        "events_per_week": 0.7,
         "first_at": AS_OF - 10 * DAY,
         "last_at": AS_OF - 2 * DAY,
         "age_days": 10.0,
         "recency_days": 2.0,
         "state": "stable",
+        "recent_days": 5.0,
+        "num_recent": 1,
+        "recent_share": 0.6,
+        "earlier_share": 0.5,
         "medoid_index": 0,
     }
 

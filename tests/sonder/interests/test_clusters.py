@@ -1,0 +1,63 @@
+"""The chain that clusters long histories finds what scipy's linkage finds for the short ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from sonder.interests import clusters
+from sonder.interests.clusters import chain_merges, ward_clusters
+
+
+def cloud(seed: int, size: int) -> NDArray[np.float32]:
+    draw = np.random.default_rng(seed)
+    centres = draw.normal(size=(3, 5))[draw.integers(0, 3, size)]
+    vectors = centres + 0.4 * draw.normal(size=(size, 5))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def same_groups(left: NDArray[np.int64], right: NDArray[np.int64]) -> bool:
+    return len(np.unique(np.column_stack([left, right]), axis=0)) == len(np.unique(left)) == len(np.unique(right))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.floats(0.05, 3.0))
+def test_the_chain_cuts_the_tree_that_scipy_builds(seed: int, size: int, distance: float) -> None:
+    vectors, users, items = cloud(seed, size), np.zeros(size, np.int64), np.arange(size)
+    heights = linkage(vectors.astype(float), "ward")[:, 2] if size > 1 else np.zeros(0)
+    if np.abs(heights - distance).min(initial=1.0) < 1e-4:
+        return  # on the cut itself, rounding decides
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "CHAIN_FROM", 2)
+        by_chain = ward_clusters(users, items, vectors, distance)
+    assert same_groups(by_chain, ward_clusters(users, items, vectors, distance))
+    if size > 1:
+        assert same_groups(by_chain, fcluster(linkage(vectors.astype(float), "ward"), distance, "distance"))
+
+
+def test_equal_items_merge_whatever_the_order_of_the_ties() -> None:
+    vectors = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
+    merges = chain_merges(vectors, 0.01)
+    assert len(merges) == 9
+    assert (merges // 4 == merges[:, :1] // 4).all()
+
+
+def test_users_never_share_a_cluster_and_long_ones_stand_beside_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "CHAIN_FROM", 10)
+    vectors = cloud(1, 30)
+    users = np.repeat([0, 2, 3, 7], [4, 15, 1, 6])
+    items = np.concatenate([np.arange(4), np.arange(15), [0], np.arange(6)])
+    together = ward_clusters(users, items, vectors, 0.8)
+    assert len(np.unique(np.column_stack([users, together]), axis=0)) == len(np.unique(together)) == together.max() + 1
+    for user in (0, 2, 3, 7):
+        here = users == user
+        assert same_groups(together[here], ward_clusters(users[here], items[here], vectors, 0.8))
+
+
+def test_nobody_has_no_clusters() -> None:
+    nobody = np.zeros(0, np.int64)
+    assert ward_clusters(nobody, nobody, cloud(0, 3), 1.0).tolist() == []
