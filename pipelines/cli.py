@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines import cli_audience
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 release_app = typer.Typer(help="List, show, promote and roll back releases.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
+app.add_typer(cli_audience.app, name="audience")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]

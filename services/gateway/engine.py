@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from services.gateway.audiences import AudiencePreviews
 from services.gateway.batcher import MicroBatcher
 from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
@@ -65,11 +66,12 @@ class Engine:
         release: ReleaseInfo,
         store: ProfileStore,
         stages: Stages,
+        audiences: AudiencePreviews,
         *,
         budget_s: float = 2.0,
         clock_us: Callable[[], int] = now_us,
     ) -> None:
-        self._release, self._store, self._stages = release, store, stages
+        self._release, self._store, self._stages, self._audiences = release, store, stages, audiences
         self._budget_s, self._clock_us = budget_s, clock_us
         self._have_answered = False  # every stage, once
         self._fresh_path = FreshPath(
@@ -116,6 +118,7 @@ class Engine:
 
     def close(self) -> None:
         """Close the store; nothing is answered afterwards."""
+        self._audiences.close()
         self._store.close()
 
     async def is_ready(self) -> bool:
@@ -145,6 +148,10 @@ class Engine:
             self._stages.recommend(vectors, timelines, 1, deadline=deadline),
             self._stages.similar(user_ids, vectors, 1, deadline=deadline),
         )
+
+    async def preview_audience(self, rule: str, *, num_sampled: int) -> bytes:
+        """How many users a rule finds, estimated from a sample and with its error; nothing is saved."""
+        return orjson.dumps(await self._audiences.preview(rule, num_sampled=num_sampled))
 
     # -- through the stages ---------------------------------------------------------------------------------------
 

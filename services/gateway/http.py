@@ -50,6 +50,7 @@ _UNREADY: dict[int | str, dict[str, Any]] = {503: _problem_response("No release 
 _TOO_LARGE: dict[int | str, dict[str, Any]] = {413: _problem_response("The body is too large")}
 
 users = APIRouter(prefix="/v1", tags=["users"], responses={**_INVALID, **_UNREADY})
+audiences = APIRouter(prefix="/v1", tags=["audiences"], responses={**_INVALID, **_UNREADY})
 operations = APIRouter(tags=["operations"])
 
 
@@ -64,6 +65,7 @@ def create_app(engine: Engine | None) -> FastAPI:
     )
     app.state.engine = engine
     app.include_router(users)
+    app.include_router(audiences)
     app.include_router(operations)
     problems.install(app)
     app.add_middleware(EncodedPath)
@@ -163,6 +165,12 @@ async def read_recommendations(request: Request, user_id: PathUserId, k: Count =
 async def read_similar(request: Request, user_id: PathUserId, k: Count = 10) -> Response:
     """Users nearest to the user."""
     return _json(await _engine(request).similar(user_id, k=k))
+
+
+@audiences.post("/audiences:preview", response_model=schemas.AudiencePreview, responses=_TOO_LARGE)
+async def preview_audience(request: Request, asked: schemas.AudiencePreviewRequest) -> Response:
+    """Size, share, overlap and members of a rule before it is saved, from a random sample of many users."""
+    return _json(await _engine(request).preview_audience(asked.rule, num_sampled=asked.sample))
 
 
 @operations.get("/v1/release", response_model=schemas.ReleaseAnswer, responses=_UNREADY)

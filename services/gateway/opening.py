@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.gateway.audiences import AudiencePreviews
 from services.gateway.engine import Engine, ReleaseInfo
 from services.gateway.stages import FoundItem, Stages
 from sonder.encoder.artefact import load_popularity
@@ -15,7 +16,9 @@ from sonder.retrieval.popular import popular_order
 def open_engine(release: Release, stages: Stages) -> Engine:
     """Open the release's store, loading it where this machine has none yet, and put an engine in front of it."""
     store = release.open_store()
-    return Engine(describe(release, num_profiles=store.metadata().num_profiles), store, stages)
+    num_profiles = store.metadata().num_profiles
+    audiences = AudiencePreviews(release, num_profiles=num_profiles)
+    return Engine(describe(release, num_profiles=num_profiles), store, stages, audiences)
 
 
 def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:

@@ -189,6 +189,42 @@ class SimilarAnswer(Envelope):
     similar: list[SimilarUser]
 
 
+class AudiencePreviewRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rule: str = Field(
+        min_length=1,
+        max_length=10_000,
+        examples=["lifecycle in ('core', 'casual') and recency_days < 28"],
+        description="true or not for each user; a mistake is answered with its line, its column and a caret",
+    )
+    sample: int = Field(10, ge=0, le=100, description="members to show")
+
+
+class AudienceOverlap(BaseModel):
+    audience: str = Field(description="a saved audience, by its rule on the same users")
+    size: int
+    shared: int = Field(description="users in both")
+    share_of_this: float
+    share_of_that: float
+
+
+class AudiencePreview(BaseModel):
+    release: str
+    as_of: datetime = Field(description="events before this were known")
+    rule: str = Field(description="in its canonical writing")
+    num_profiles: int
+    num_evaluated: int = Field(description="users that were counted: a random sample, the same for every rule")
+    is_exact: bool = Field(description="everybody was counted")
+    size: int = Field(description="estimated number of users in the audience")
+    size_low: int = Field(description="of Wilson's 95 % interval of the size")
+    size_high: int
+    share: float
+    num_unknown: int = Field(description="users left out because a value that the rule reads is unknown")
+    overlap: list[AudienceOverlap]
+    sample: list[str] = Field(description="user ids of some members, by digest")
+
+
 class ReleaseAnswer(BaseModel):
     release: str
     created_at: datetime

@@ -223,6 +223,10 @@ class ScoreTask(Section):
         return self
 
 
+class AudiencesConfig(Section):
+    min_export_size: int = Field(100, gt=0, description="members below which an audience is not exported")
+
+
 class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -241,6 +245,7 @@ class SonderConfig(Section):
     interests: InterestsConfig = InterestsConfig()
     segments: SegmentsConfig = SegmentsConfig()
     scores: tuple[ScoreTask, ...] = ()
+    audiences: AudiencesConfig = AudiencesConfig()
     serving: ServingConfig = ServingConfig()
     seed: int = 7
 
@@ -253,8 +258,8 @@ class SonderConfig(Section):
         return scores
 
     def digest(self, *sections: str) -> str:
-        """16 hex digits over the named sections (all but `workspace` and `serving` if none is named)."""
-        chosen = sections or tuple(sorted(set(type(self).model_fields) - {"workspace", "serving"}))
+        """16 hex digits over the named sections (if none is named, all that a build depends on)."""
+        chosen = sections or tuple(sorted(set(type(self).model_fields) - {"workspace", "audiences", "serving"}))
         content = {name: self.model_dump(mode="json")[name] for name in chosen}
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 

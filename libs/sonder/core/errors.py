@@ -7,6 +7,7 @@ SonderError                    HTTP status when it reaches the gateway
 │   └── ArtefactMismatch       500   a digest, a fingerprint or a schema does not match
 ├── NotFound                   404   a user, an item, a release or a snapshot does not exist
 ├── InvalidRequest             422   the caller's request breaks the contract
+│   └── InvalidRule            422   the rule of an audience cannot be read, or does not fit the data
 ├── NotReady                   503   a release is not loaded yet
 └── StageUnavailable           503   a stage of the request path failed or ran out of time
 """
@@ -20,6 +21,7 @@ __all__ = [
     "ConfigurationError",
     "DataError",
     "InvalidRequest",
+    "InvalidRule",
     "NotFound",
     "NotReady",
     "SonderError",
@@ -72,6 +74,26 @@ class NotFound(SonderError):
 class InvalidRequest(SonderError):
     status = 422
     title = "Request is invalid"
+
+
+class InvalidRule(InvalidRequest):
+    """`excerpt` is the line of the rule with a caret under each offending character; it ends the message."""
+
+    title = "The rule of an audience is invalid"
+
+    def __init__(self, found: str, *, expected: str = "", do: str = "", excerpt: str = "") -> None:
+        super().__init__(found, expected=expected, do=do)
+        self.excerpt = excerpt
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{self.excerpt}" if self.excerpt else super().__str__()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_rule_error, (self.found, self.expected, self.do, self.excerpt)
+
+
+def _rebuild_rule_error(found: str, expected: str, do: str, excerpt: str) -> InvalidRule:
+    return InvalidRule(found, expected=expected, do=do, excerpt=excerpt)
 
 
 class NotReady(SonderError):

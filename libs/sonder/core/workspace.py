@@ -2,6 +2,7 @@
 
 history/<snapshot>/  items/<snapshot>/  quarantine/<snapshot>/   what `prepare` made
 releases/<id>/  releases/CURRENT                                 what `build` made, and which of it is served
+audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 store/                                                           the embedded online store, always local
 .staging/                                                        work that is not published
 """
@@ -42,6 +43,10 @@ class Workspace:
 
     def staging(self, name: str) -> Folder:
         return self.root / ".staging" / name
+
+    @property
+    def audiences(self) -> Folder:
+        return self.root / "audiences"
 
     @property
     def store(self) -> Path:

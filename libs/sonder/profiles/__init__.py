@@ -4,5 +4,6 @@ record      the profile as a Parquet row and as JSON; how the outputs of all sta
 packing     a user's recent timeline in 24 bytes an event, for a fresh computation online
 store       the protocol of an online store, and the packed record that every store holds
 lmdb_store  the embedded store: one file, shared by all replicas of a node through the page cache
+audience_*  what audience rules read of profiles and histories, for all users and for one; their counts
 loading     profiles and histories of a release -> a new embedded store, switched atomically
 """

@@ -11,4 +11,6 @@ growth       users by state at period ends, who came, came back, stayed and left
 cohorts      the share of each week's or month's newcomers that is active later
 forecast     the mix four weeks ahead, beside the naive forecast, with the error both had
 overview     all of these of one log, from counts that add over users
+rules        the language of audience rules: read, checked, evaluated over tables and over one user
+audiences    versioned definitions of audiences, and who has been in them from when to when
 """
