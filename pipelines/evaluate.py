@@ -65,7 +65,7 @@ def evaluate_build(
         logger.warning("vectors: %s", warning)
     counts = read_manifest(workspace.history(snapshot))["counts"]
     metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
-    metrics |= retrieval.metrics | flat_scores(score_metrics) | step_metrics
+    metrics |= retrieval.metrics | flat_scores(score_metrics) | dict(step_metrics)
     affinity: list[AffinityQuality] = []
     if cutoff_us is not None:  # a leave-one-out test has no period in which a share could come true
         affinity = evaluate_affinity(
