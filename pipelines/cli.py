@@ -329,6 +329,34 @@ def _microseconds(time: datetime | None) -> int | None:
     return None if time is None else (time - datetime(1970, 1, 1)) // timedelta(microseconds=1)
 
 
+@app.command()
+def lookalike(
+    seeds: Annotated[Path, typer.Option(help="user ids: .csv or .parquet with a column user_id, or text, one a line")],
+    size: Annotated[int, typer.Option(min=1, help="users of the audience")],
+    out: Annotated[Path, typer.Option(help=".parquet or .csv to write; OUT.json beside it has the reach curve")],
+    exclude: Annotated[Path | None, typer.Option(help="user ids that may not be in the audience")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    release: Annotated[str | None, typer.Option(help="whose profiles; the served one if not named")] = None,
+) -> None:
+    """From a list of your best users to a ranked audience of others like them, of any size."""
+    import polars as pl
+
+    from pipelines.lookalike import Asked, check_out, grow_audience, write_audience
+    from pipelines.terminal import show_audience
+    from pipelines.user_lists import read_user_ids
+    from sonder.core.workspace import Workspace
+
+    check_out(out)
+    excluded = pl.Series("user_id", [], dtype=pl.String) if exclude is None else read_user_ids(exclude)
+    resolved = load(config, overrides or ())
+    asked = Asked(read_user_ids(seeds), excluded, size, seed=resolved.seed)
+    audience = grow_audience(Workspace.at(resolved.workspace), asked, release_id=release)
+    beside = write_audience(audience, out)
+    show_audience(audience.facts)
+    typer.echo(f"Wrote {out}: {audience.facts['size']:,} users; {beside} has the reach curve.")
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     command: Annotated[str, typer.Argument(help="build, prepare, train, segment, cluster, score or evaluate")],

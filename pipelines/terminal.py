@@ -39,6 +39,45 @@ def show_rows(title: str, rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def show_audience(facts: dict[str, Any]) -> None:
+    """The reach curve of a lookalike, what became of the seeds, and how it was measured."""
+    seeds, held_out = facts["seeds"], facts["held_out"]
+    console.print(
+        f"{seeds['used']:,} of {seeds['given']:,} seeds used; {seeds['unknown']:,} unknown to the release, "
+        f"{seeds['cold']:,} without a vector. {facts['ranked_users']:,} others ranked as of {facts['as_of']}."
+    )
+    for warning in facts["warnings"]:
+        console.print(f"[yellow]{escape(warning)}[/yellow]")
+    table = Table(title="Reach", title_justify="left")
+    names = (
+        "users",
+        "of all",
+        "similarity of the last",
+        "held-out seeds found",
+        "lift",
+        "precision at least",
+        "at most",
+    )
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in facts["reach"]:
+        table.add_row(
+            f"{row['size']:,}",
+            f"{row['share']:.1%}",
+            f"{row['similarity']:.3f}",
+            f"{row['recall']:.1%} ± {row['recall_error']:.1%}",
+            f"{row['lift']:.1f}",
+            f"{row['precision']:.1%} ± {row['precision_error']:.1%}",
+            f"{row['precision_at_most']:.1%}",
+        )
+    console.print(table)
+    console.print(
+        f"Held out, {held_out['protocol']}: AUC {held_out['auc']:.3f} ± {held_out['auc_error']:.3f}, average precision "
+        f"{held_out['average_precision']:.3f} (at random {held_out['average_precision_at_random']:.3f}).",
+        soft_wrap=True,
+    )
+
+
 def show_datasets() -> None:
     from sonder.events.datasets import DATASETS, locate
 

@@ -21,16 +21,18 @@ from services.gateway.batcher import MicroBatcher
 from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
 from services.warming import sample_batch
-from sonder.core.errors import StageUnavailable
+from sonder.core.errors import InvalidRequest, StageUnavailable
 from sonder.profiles.attributes import FACTS
 from sonder.profiles.packing import unpack_timelines
-from sonder.profiles.record import cold_profile, splice, to_json_records
+from sonder.profiles.record import cold_profile, iso_time, splice, to_json_records
 from sonder.profiles.store import ProfileStore, StoredProfile
 from sonder.segments.clusters import Clusters
+from sonder.segments.lookalike import LEAST_SEEDS, few_seeds
 
 ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
 FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", *FACTS, "embedding")
 MAX_ANSWERS = 100
+LOOKALIKE_BUDGET_S = 30.0  # an audience is fitted while its caller waits
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,38 @@ class Engine:
                 degraded = ({"stage": "retrieval", "reason": error.found, "instead": "no users"},)
         users = [{"user_id": user.user_id, "similarity": user.similarity} for user in found]
         return self._parts_answer(stored, {"similar": users}, degraded)
+
+    async def lookalike(self, seed_ids: Sequence[str], *, size: int) -> bytes:
+        """The users of the release most like the seeds; InvalidRequest where too few of the seeds can be used."""
+        deadline = asyncio.get_running_loop().time() + LOOKALIKE_BUDGET_S
+        found = await self._stages.lookalike(seed_ids, size, deadline=deadline)
+        seeds = found.seeds
+        if found.users is None:
+            raise InvalidRequest(
+                f"{seeds['used']} of {seeds['given']} seeds can be used beside {found.ranked_users} other users; "
+                f"{seeds['unknown']} seeds are unknown to the release, {seeds['cold']} have no vector",
+                expected=f"{LEAST_SEEDS} of each at least",
+                do="Look at the spelling of the ids, or add seeds",
+            )
+        audience = [
+            {
+                "user_id": user.user_id,
+                "rank": rank,
+                "similarity": user.similarity,
+                "percentile": 100 * (found.ranked_users - rank + 1) / found.ranked_users,
+            }
+            for rank, user in enumerate(found.users, 1)
+        ]
+        content = {
+            "release": self._release.id,
+            "as_of": iso_time(self._release.as_of_us),
+            "seeds": seeds,
+            "warnings": few_seeds(seeds["used"]),
+            "ranked_users": found.ranked_users,
+            "held_out_auc": found.held_out_auc,
+            "audience": audience,
+        }
+        return orjson.dumps(content)
 
     async def _compute_fresh(self, batch: Sequence[tuple[str, StoredProfile]], waited_s: float) -> list[FreshProfile]:
         return await self._fresh_path.compute(batch, waited_s, now_us=self._clock_us())

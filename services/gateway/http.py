@@ -173,6 +173,12 @@ async def preview_audience(request: Request, asked: schemas.AudiencePreviewReque
     return _json(await _engine(request).preview_audience(asked.rule, num_sampled=asked.sample))
 
 
+@audiences.post("/audiences:lookalike", response_model=schemas.LookalikeAnswer, responses=_TOO_LARGE)
+async def grow_audience(request: Request, asked: schemas.LookalikeRequest) -> Response:
+    """The users most like the seeds, best first; takes seconds. `sonder lookalike` makes audiences of any size."""
+    return _json(await _engine(request).lookalike(asked.seeds, size=asked.size))
+
+
 @operations.get("/v1/release", response_model=schemas.ReleaseAnswer, responses=_UNREADY)
 async def read_release(request: Request) -> Response:
     """The release that answers come from."""

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 MAX_BATCH = 1_000
 MAX_ID_BYTES = 256
+MAX_SEEDS, MAX_AUDIENCE = 5_000, 10_000
 
 
 def _check_id(user_id: str) -> str:
@@ -43,6 +44,13 @@ class BatchGetRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     user_ids: list[UserId] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class LookalikeRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    seeds: list[UserId] = Field(min_length=1, max_length=MAX_SEEDS, description="members whom others shall be like")
+    size: int = Field(1_000, ge=1, le=MAX_AUDIENCE, description="users of the audience")
 
 
 class Degraded(BaseModel):
@@ -223,6 +231,36 @@ class AudiencePreview(BaseModel):
     num_unknown: int = Field(description="users left out because a value that the rule reads is unknown")
     overlap: list[AudienceOverlap]
     sample: list[str] = Field(description="user ids of some members, by digest")
+
+
+class SeedCounts(BaseModel):
+    given: int = Field(description="distinct ids")
+    used: int
+    unknown: int = Field(description="the release has never seen them")
+    cold: int = Field(description="known, without a vector")
+
+
+class AudienceMember(BaseModel):
+    user_id: str
+    rank: int
+    similarity: float = Field(
+        description="chance to be a seed if seeds and others were drawn equally often: 0.5 is as common among the "
+        "seeds as among everybody, 0.9 nine times as common"
+    )
+    percentile: float = Field(description="share of the ranked users at this rank or below, in percent")
+
+
+class LookalikeAnswer(BaseModel):
+    release: str
+    as_of: datetime = Field(description="events before this were known")
+    seeds: SeedCounts
+    warnings: list[str]
+    ranked_users: int = Field(description="everybody with a vector who is no seed")
+    held_out_auc: float = Field(
+        description="chance that a seed is above a random other user, each seed scored by what the others "
+        "taught; weight and calibration have seen all of them"
+    )
+    audience: list[AudienceMember] = Field(description="best first; no seed is among them")
 
 
 class ReleaseAnswer(BaseModel):

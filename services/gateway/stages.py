@@ -45,6 +45,16 @@ class FoundUser:
     similarity: float
 
 
+@dataclass(frozen=True)
+class FoundAudience:
+    """A lookalike; `users` is None where too few seeds can be used."""
+
+    seeds: dict[str, int]  # given, used, unknown, cold
+    ranked_users: int
+    held_out_auc: float | None
+    users: list[FoundUser] | None
+
+
 class Stages(Protocol):
     """What the gateway asks of the other deployments. `deadline` is a time of the running event loop."""
 
@@ -66,6 +76,9 @@ class Stages(Protocol):
         self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
     ) -> list[list[FoundUser]]:
         """Nearest k other users per vector [B]."""
+
+    async def lookalike(self, seed_ids: Sequence[str], size: int, *, deadline: float) -> FoundAudience:
+        """The `size` users most like the seeds, none of whom is a seed."""
 
 
 class HandleStages:
@@ -102,6 +115,12 @@ class HandleStages:
         call = self._retrieval.similar.remote(list(user_ids), vectors, k)
         rows = await _within(call, "retrieval", deadline)
         return [[FoundUser(*user) for user in row] for row in rows]
+
+    async def lookalike(self, seed_ids: Sequence[str], size: int, *, deadline: float) -> FoundAudience:
+        found = await _within(self._retrieval.lookalike.remote(list(seed_ids), size), "retrieval", deadline)
+        users = found["audience"]
+        audience = None if users is None else [FoundUser(*user) for user in users]
+        return FoundAudience(found["seeds"], found["ranked_users"], found["held_out_auc"], audience)
 
 
 async def _within(call: Awaitable[T], stage: str, deadline: float) -> T:

@@ -6,7 +6,8 @@ Shapes: B users of a micro-batch, I items, U users of the release, D width, k an
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,15 @@ from sonder.encoder.artefact import load_encoder, load_popularity
 from sonder.events.contract import Col
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.packing import unpack_timelines
+from sonder.profiles.traits import TRAIT_COLUMNS, compute_traits, derive_traits
 from sonder.releases.artefacts import Release
 from sonder.retrieval.exact import similar_users, top_items
+from sonder.segments.lookalike import LEAST_SEEDS, MAX_BACKGROUND, People, fit_lookalike
 
 Row = TypeVar("Row")
 FoundItem = tuple[str, str | None, str | None, float]  # item_id, title, category, score
 FoundUser = tuple[str, float]  # user_id, similarity
+_SEED = 7  # of the background that a lookalike is fitted against: the same request gets the same answer
 
 
 class Retrieval:
@@ -37,7 +41,10 @@ class Retrieval:
         self._items_ID, self._bias_I = encoder.item_vectors, encoder.item_bias
         self._is_candidate_I = encoder.candidates
         self._catalogue = Vocabulary.load(opened.items).items.select([Col.ITEM_ID, Col.TITLE, Col.CATEGORY])
-        self._user_ids, self._users_UD = _users(opened.profiles, self._items_ID.shape[1])
+        everybody = _users(opened.profiles, self._items_ID.shape[1])
+        self._user_ids, self._cold_ids, self._people = everybody.user_ids, everybody.cold_ids, everybody.people
+        self._users_UD = self._people.vectors_ND
+        self._one_lookalike = asyncio.Lock()  # each takes seconds of a core; they wait for one another
         user_ids, timelines = sample_batch(opened.manifest.as_of_us)
         vectors_BD = np.repeat(self._items_ID[:1], len(user_ids), axis=0)
         self._recommend(vectors_BD, timelines, k=10)
@@ -50,6 +57,37 @@ class Retrieval:
     async def similar(self, user_ids: list[str], vectors_BD: NDArray[np.float32], k: int) -> list[list[FoundUser]]:
         """Nearest k other users of each user."""
         return await asyncio.to_thread(self._similar, user_ids, vectors_BD, k)
+
+    async def lookalike(self, seed_ids: list[str], size: int) -> dict[str, Any]:
+        """The `size` users most like the seeds, who are not among them, and what became of the seeds.
+
+        `audience` is a list of (user_id, similarity), best first; None where fewer than LEAST_SEEDS can be used.
+        """
+        async with self._one_lookalike:
+            return await asyncio.to_thread(self._lookalike, seed_ids, size)
+
+    def _lookalike(self, seed_ids: list[str], size: int) -> dict[str, Any]:
+        given = pa.array(seed_ids, pa.string()).unique()
+        is_seed = pc.is_in(self._user_ids, value_set=given).to_numpy(zero_copy_only=False)
+        seeds, others = np.flatnonzero(is_seed), np.flatnonzero(~is_seed)
+        num_cold = pc.sum(pc.is_in(given, value_set=self._cold_ids)).as_py()
+        counts = {"given": len(given), "used": len(seeds), "cold": num_cold}
+        counts["unknown"] = len(given) - len(seeds) - num_cold
+        if min(len(seeds), len(others)) < LEAST_SEEDS:
+            return {"seeds": counts, "ranked_users": len(others), "held_out_auc": None, "audience": None}
+        draw = np.random.default_rng(_SEED)
+        background = np.sort(draw.choice(others, min(MAX_BACKGROUND, len(others)), replace=False))
+        fitted = fit_lookalike(self._people.take(seeds), self._people.take(background), seed=_SEED)
+        similarity = fitted.similarity(self._people)
+        similarity[seeds] = -np.inf
+        best = np.argsort(-similarity, kind="stable")[: min(size, len(others))]
+        ids = self._user_ids.take(pa.array(best)).to_pylist()
+        return {
+            "seeds": counts,
+            "ranked_users": len(others),
+            "held_out_auc": fitted.held_out_auc,
+            "audience": list(zip(ids, similarity[best].tolist(), strict=True)),
+        }
 
     def _recommend(self, vectors_BD: NDArray[np.float32], seen: list[bytes], k: int) -> list[list[FoundItem]]:
         histories = unpack_timelines([""] * len(seen), seen)
@@ -77,11 +115,28 @@ def _kept(rows: list[Row], is_found: NDArray[np.bool_]) -> list[Row]:
     return [row for row, found in zip(rows, is_found.tolist(), strict=True) if found]
 
 
-def _users(profiles: Folder, dim: int) -> tuple[pa.Array, NDArray[np.float32]]:
-    """Ids [U] and vectors [U, D] of all users that have one."""
-    parts = [name for name in profiles.files() if name.endswith(".parquet")]
-    table = pa.concat_tables([(profiles / name).read_table(["user_id", "embedding"]) for name in parts])
-    table = table.filter(pc.is_valid(table.column("embedding"))).combine_chunks()
+@dataclass(frozen=True)
+class _Users:
+    """Everybody of a release."""
+
+    user_ids: pa.Array  # [U] who have a vector
+    cold_ids: pa.Array  # who have none
+    people: People  # [U]
+
+
+def _users(profiles: Folder, dim: int) -> _Users:
+    """Read the profiles file by file; the traits are those of the first file's users, a random draw by digest."""
+    tables, traits, spec = [], [], None
+    for name in (name for name in profiles.files() if name.endswith(".parquet")):
+        table = (profiles / name).read_table([*TRAIT_COLUMNS, "embedding"])
+        spec = spec or derive_traits(table)
+        traits.append(compute_traits(table, spec))
+        tables.append(table.select(["user_id", "embedding"]))
+    table = pa.concat_tables(tables)
+    is_known = pc.is_valid(table.column("embedding"))
+    cold_ids = table.filter(pc.invert(is_known)).column("user_id").combine_chunks()
+    table = table.filter(is_known).combine_chunks()
     vectors = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     # Arrow's memory is read-only: a writable copy once, so that no request makes one.
-    return table.column("user_id").combine_chunks(), vectors.reshape(-1, dim).copy()
+    people = People(vectors.reshape(-1, dim).copy(), np.concatenate(traits)[is_known.to_numpy()])
+    return _Users(table.column("user_id").combine_chunks(), cold_ids, people)

@@ -8,6 +8,7 @@ slices          for whom and for which items; what was refused; how mixed the li
 health          has the embedding space collapsed?
 affinity        does an expected share of a category come true?
 classification  AUC, PR-AUC, ECE, reliability of a calibrated score
+lookalikes      how well an audience grown from seeds finds seeds that it did not see, and its reach curve
 truth           agreement with the synthetic world's own truth
 report_content  all that a report shows, as plain frozen data
 report          one self-contained HTML page and metrics.json

@@ -13,4 +13,5 @@ forecast     the mix four weeks ahead, beside the naive forecast, with the error
 overview     all of these of one log, from counts that add over users
 rules        the language of audience rules: read, checked, evaluated over tables and over one user
 audiences    versioned definitions of audiences, and who has been in them from when to when
+lookalike    from seeds to how similar anybody is: seed_density and seed_classifier, combined and calibrated
 """
