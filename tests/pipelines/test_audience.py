@@ -48,7 +48,7 @@ def add_release(workspace: Workspace, release_id: str, *, day: int, num_buckets:
     for bucket in range(num_buckets):
         users = read_timelines(history, VOCABULARY, [bucket])
         segments = lifecycle_table(users, as_of_us=day * DAY, thresholds=thresholds)
-        outputs = StageOutputs(vectors=None, interests=None, segments=segments, scores=None)
+        outputs = StageOutputs(vectors=None, interests=None, affinities=None, segments=segments, scores=None)
         profiles = assemble_profiles(users, outputs, base_rates={}, as_of_us=day * DAY)
         profile_file(target / "profiles", bucket).write_table(profiles)
     seal(

@@ -84,7 +84,7 @@ def test_it_learns_in_process_and_writes_an_encoder_that_embeds(workspace, confi
     target = Folder.at(str(tmp_path / "encoder"))
     metrics = train_encoder(configure(max_epochs=30, patience=30), "walks", target, cutoff_us=None, num_workers=0)
     assert metrics["epochs"] == len(metrics["history"]) == 30
-    assert metrics["validation"]["ndcg_at_10"] > 0.9
+    assert 0.9 < metrics["validation"]["ndcg_at_10"] <= 1  # lists are shorter than ten here: -1 is no item
     encoder = load_encoder(target)
     vocabulary = Vocabulary.load(workspace.items("walks"))
     timelines = read_timelines(workspace.history("walks"), vocabulary)

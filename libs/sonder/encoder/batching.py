@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sonder.encoder.specification import EncoderSpec
+from sonder.encoder.time_classes import NUM_AGES, NUM_GAPS, NUM_HOURS, age_classes, gap_classes, hours_of_week
 from sonder.history.timelines import Timelines
 
-NUM_GAPS = 48  # classes of the time since the previous event, two per doubling of seconds; the first event has none
-NUM_AGES = 64  # classes of the time since the user's first event, as fine
 NUM_VALUES = 96  # classes of a value, by sign and two per doubling of its size
-NUM_HOURS = 168  # hours of a week, UTC
-_HOUR_US = 3_600_000_000
-_THURSDAY = 72  # 1970-01-01 was a Thursday: hour 72 of a week that starts on Monday
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Tokens:
     surfaces: NDArray[np.int16]  # [N]
     gaps: NDArray[np.int16]  # [N] log class of the time since the previous token
     hours: NDArray[np.int16]  # [N] hour of the week
-    ages: NDArray[np.int16]  # [N] log class of the time since the first token of the user, read or not
+    ages: NDArray[np.int16]  # [N] log class of the time since the first token of the user, spec.oldest_age at most
     values: NDArray[np.int16]  # [N] class of the event's value, NUM_VALUES without one
     times_us: NDArray[np.int64]  # [N]
     is_wanted: NDArray[np.bool_]  # [N] of a known item
@@ -86,9 +82,9 @@ def tokenise(timelines: Timelines, spec: EncoderSpec) -> Tokens:
         items=items.astype(np.int32),
         actions=events.actions,
         surfaces=surfaces.astype(np.int16),
-        gaps=_gap_classes(events),
-        hours=((events.times_us // _HOUR_US + _THURSDAY) % NUM_HOURS).astype(np.int16),
-        ages=_age_classes(events),
+        gaps=gap_classes(events),
+        hours=hours_of_week(events),
+        ages=np.minimum(age_classes(events), spec.oldest_age),
         values=_value_classes(events.values),
         times_us=events.times_us,
         is_wanted=(weights[events.actions] > 0) & (items < spec.num_items),
@@ -158,26 +154,6 @@ def collate(
         values_BT=rows(tokens.values, NUM_VALUES),
         positions_BT=np.where(is_real_BT, grid_BT, -1),
     )
-
-
-def _gap_classes(events: Timelines) -> NDArray[np.int16]:
-    """0 for the first event of a user, then by the logarithm of the seconds since the previous one."""
-    classes = 1 + _half_doublings(np.diff(events.times_us, prepend=events.times_us[:1]), NUM_GAPS - 1)
-    is_first = np.zeros(events.num_events, dtype=bool)
-    is_first[events.offsets[:-1][events.lengths > 0]] = True
-    return np.where(is_first, 0, classes).astype(np.int16)
-
-
-def _age_classes(events: Timelines) -> NDArray[np.int16]:
-    """By the logarithm of the seconds since the user's first event."""
-    firsts_us = events.times_us[np.repeat(events.offsets[:-1], events.lengths)]
-    return _half_doublings(events.times_us - firsts_us, NUM_AGES).astype(np.int16)
-
-
-def _half_doublings(span_us: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
-    """Two classes per doubling of the seconds, from 0; truncated to whole ones by the caller's cast."""
-    classes: NDArray[np.float64] = np.minimum(2 * np.log2(1 + np.maximum(span_us, 0) / 1e6), num_classes - 1)
-    return classes
 
 
 def _value_classes(values_N: NDArray[np.float64]) -> NDArray[np.int16]:

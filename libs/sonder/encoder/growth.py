@@ -24,6 +24,7 @@ from sonder.encoder.artefact import Encoder
 from sonder.encoder.content import ItemContent, item_content
 from sonder.encoder.model import UserEncoder
 from sonder.encoder.specification import EncoderSpec
+from sonder.encoder.time_classes import NUM_AGES
 from sonder.history.vocabulary import Vocabulary
 
 SHARE_OF_FULL = 0.1  # of the epochs of a training from nothing: what a warm start may take
@@ -79,6 +80,8 @@ def carry_over(
         "features.weight": _feature_rows(parent.content, content),
         "actions.weight": _named_rows(known.actions, vocabulary.actions),
         "surfaces.weight": _named_rows(known.surfaces, vocabulary.surfaces),
+        # Who is older now than anybody was then begins where the oldest were.
+        "ages.weight": np.append(np.minimum(np.arange(NUM_AGES), parent.spec.oldest_age), -1),
     }
     weights = {}
     for name, tensor in fresh.items():

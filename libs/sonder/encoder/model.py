@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sonder.encoder.batching import NUM_AGES, NUM_GAPS, NUM_HOURS, NUM_VALUES, Batch
+from sonder.encoder.batching import NUM_VALUES, Batch
 from sonder.encoder.content import ItemContent
 from sonder.encoder.specification import EncoderSpec
+from sonder.encoder.time_classes import NUM_AGES, NUM_GAPS, NUM_HOURS
 
 ID_DROPOUT = 0.1  # share of items that are read by their content alone in training, as an item that is new will be
 HOTTEST, COLDEST = 0.03, 1.0  # temperatures; below the first, exp() of a cosine difference leaves float32

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from sonder.core.config import EncoderConfig, EvaluationConfig
 from sonder.core.errors import ArtefactMismatch
 from sonder.encoder.content import NOTHING_KNOWN, ContentShape, item_content
+from sonder.encoder.time_classes import NUM_AGES, age_classes
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
 
 LONGEST = 200  # events; past it attention costs more than it brings on every public log
 SPARSE_PAST = 16  # times the rows that a step may touch: from there on it pays to leave the others alone
 RARELY = 0.05  # of the wanted events: where fewer are repeats, lists leave out what the user had
+OLDEST = 0.05  # of the readable events: users older than all but these are read as if they were that old
 HAVE_VALUES = 0.01  # of the readable events: below, values are not read
 Objective = Literal["next_action", "all_action", "dense_all_action"]
 Precision = Literal["float32", "bfloat16"]
@@ -53,6 +55,7 @@ class EncoderSpec:
     recalls: bool  # whether states start from the vectors of what the user wanted
     seed: int
     content: ContentShape = NOTHING_KNOWN
+    oldest_age: int = NUM_AGES - 1  # class of age past which nothing was learnt; older users are read as this old
     reads_value: bool = False  # whether an event's value is part of its token
     has_unwanted: bool = False  # whether events of the log say what is not wanted: the loss counts them
     corrects_log_q: bool = True  # False only to show what it costs
@@ -83,6 +86,7 @@ class DataSummary:
     """What the derivation needs to know of the training events. Summaries of disjoint users add up."""
 
     lengths: NDArray[np.int64]  # [LONGEST + 1] users by number of readable events, longer ones in the last
+    ages: NDArray[np.int64]  # [NUM_AGES] readable events by class of the user's age
     targets: NDArray[np.int64]  # [I] wanted events by item
     repeats: int  # wanted events of an item that the user had already
     readable: int  # events with a wish in them
@@ -94,14 +98,15 @@ class DataSummary:
         return int(self.targets.sum())
 
     def to_vector(self) -> NDArray[np.int64]:
-        """Flat form that workers add up: lengths, targets, and the four numbers."""
+        """Flat form that workers add up: lengths, ages, targets, and the four numbers."""
         numbers = [self.repeats, self.readable, self.unwanted, self.valued]
-        return np.concatenate([self.lengths, self.targets, numbers])
+        return np.concatenate([self.lengths, self.ages, self.targets, numbers])
 
     @classmethod
     def from_vector(cls, vector: NDArray[np.int64]) -> DataSummary:
         repeats, readable, unwanted, valued = (int(number) for number in vector[-4:])
-        return cls(vector[: LONGEST + 1], vector[LONGEST + 1 : -4], repeats, readable, unwanted, valued)
+        lengths, ages, targets = np.split(vector[:-4], [LONGEST + 1, LONGEST + 1 + NUM_AGES])
+        return cls(lengths, ages, targets, repeats, readable, unwanted, valued)
 
 
 def summarise(timelines: Timelines, vocabulary: Vocabulary) -> DataSummary:
@@ -113,6 +118,7 @@ def summarise(timelines: Timelines, vocabulary: Vocabulary) -> DataSummary:
     pairs = np.sort(wanted.user_rows * max(vocabulary.num_items, 1) + wanted.items)
     return DataSummary(
         lengths=np.bincount(lengths[lengths > 0], minlength=LONGEST + 1),
+        ages=np.bincount(age_classes(readable), minlength=NUM_AGES),
         targets=np.bincount(wanted.items, minlength=vocabulary.num_items),
         repeats=int((np.diff(pairs) == 0).sum()),
         readable=readable.num_events,
@@ -166,6 +172,7 @@ def derive(
         recalls=is_repeating,
         seed=seed,
         content=content,
+        oldest_age=_oldest(summary.ages, share=OLDEST),
         reads_value=summary.valued >= max(HAVE_VALUES * summary.readable, 1),
         has_unwanted=summary.unwanted > 0,
         is_sparse=num_rows > SPARSE_PAST * (2 * batch_tokens + num_negatives) * content.rows_of_an_id,
@@ -182,6 +189,15 @@ def _covering_length(lengths: NDArray[np.int64], *, share: float) -> int:
     """Events that cover this share of the users, at least 8, at most LONGEST."""
     covered = np.cumsum(lengths) >= share * lengths.sum()
     return int(np.clip(np.argmax(covered), 8, LONGEST))
+
+
+def _oldest(ages: NDArray[np.int64], *, share: float) -> int:
+    """The last class that at least this share of the events has or is past: rows past it are hardly learnt.
+
+    Tomorrow's users are older than any of the training, and a row that nothing was learnt for is noise.
+    """
+    at_least = np.cumsum(ages[::-1])[::-1]
+    return int(np.flatnonzero(at_least >= share * max(int(ages.sum()), 1)).max(initial=0))
 
 
 def _power_of_two(value: float, *, lowest: int, highest: int) -> int:

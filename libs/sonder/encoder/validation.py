@@ -60,7 +60,8 @@ def examine(
     """Metrics over the held-out users of all workers; empty if there are none."""
     top_VK = top_of_exam(model, spec, exam, is_trained_I, log_shares_I)
     rows_V = np.flatnonzero(exam.num_targets)
-    hits_VK = np.isin(rows_V[:, None] * spec.num_items + top_VK[rows_V], exam.targets)
+    found_VK = top_VK[rows_V]
+    hits_VK = np.isin(rows_V[:, None] * spec.num_items + found_VK, exam.targets) & (found_VK >= 0)
     discounts_K = 1 / np.log2(np.arange(TOP) + 2)
     ideal_V = np.cumsum(discounts_K)[np.minimum(exam.num_targets[rows_V], TOP) - 1]
     ndcg_V = (hits_VK * discounts_K).sum(axis=1) / ideal_V

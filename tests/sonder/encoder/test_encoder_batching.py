@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonder.encoder.batching import NUM_AGES, all_segments, collate, newest_segments, plan_batches, tokenise
+from sonder.encoder.batching import all_segments, collate, newest_segments, plan_batches, tokenise
+from sonder.encoder.time_classes import NUM_AGES
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,9 +60,15 @@ def test_hours_count_from_monday_and_gaps_start_at_none(spec, make_timelines):
 def test_ages_count_from_the_first_readable_event_and_survive_the_cut_to_the_newest(spec, make_timelines):
     times_s = [[10 * second for second in range(12)], [5, 5 + 86_400]]
     tokens = tokenise(make_timelines([list(range(12)), [1, 2]], times_s=times_s), spec)
-    assert tokens.ages.tolist()[:3] == [0, 6, 8]  # 0, 10 and 20 seconds: two classes per doubling
-    assert tokens.ages.tolist()[12:] == [0, 32]
+    assert tokens.ages.tolist()[:3] == [0, 1, 2]  # 0, 10 and 20 seconds: a class per fourfold
+    assert tokens.ages.tolist()[12:] == [0, 8]
     newest = newest_segments(tokens, 8)
     batch = collate(tokens, spec, newest.starts, newest.stops)
     assert batch.ages_BT[0].tolist() == tokens.ages[4:12].tolist()
     assert batch.ages_BT[1, 2:].tolist() == [NUM_AGES] * 6
+
+
+def test_who_is_older_than_the_training_knows_is_read_as_its_oldest(spec, make_timelines):
+    times_s = [[0, 10, 20, 86_400]]
+    tokens = tokenise(make_timelines([[1, 2, 3, 4]], times_s=times_s), replace(spec, oldest_age=3))
+    assert tokens.ages.tolist() == [0, 1, 2, 3]

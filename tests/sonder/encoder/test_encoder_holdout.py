@@ -58,6 +58,7 @@ def test_dials_come_from_the_data_and_from_the_protocol(make_timelines, make_voc
     assert (spec.objective, spec.window_us) == ("dense_all_action", 14 * DAY * 10**6)
     assert (spec.max_length, spec.dropout) == (30, 0.5)
     assert (spec.excludes_seen, spec.recalls) == (False, True)  # nearly every event is a repeat
+    assert spec.oldest_age == 5  # from 17 minutes on; the user has been there for 29
     one_out = derive(EncoderConfig(dropout=0.2, max_length=50), EvaluationConfig(protocol="leave_one_out"),
                      vocabulary, summary, reads_time=False, seed=1)  # fmt: skip
     assert (one_out.objective, one_out.window_us) == ("next_action", 0)
