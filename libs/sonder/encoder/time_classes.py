@@ -1,8 +1,8 @@
 """What the time of an event is to the encoder: hour of the week, gap since the event before, age of the user.
 
 Shapes: N events. Spans are told by their logarithm: gaps with two classes per doubling of the seconds, ages with one
-per fourfold (a day or two, a week or two, two months, nine, three years). Finer ones fail where it matters: the users to
-be served are always older than those of the training, so the oldest class has to be one that many have been in.
+per fourfold (a day or two, a week or two, two months, nine, three years). Finer ones fail where it matters: the users
+to be served are always older than those of the training, so the oldest class has to be one that many have been in.
 Limits: hours are of UTC.
 """
 

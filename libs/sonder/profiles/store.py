@@ -17,7 +17,7 @@ import orjson
 
 from sonder.core.errors import ArtefactMismatch, InvalidRequest
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 _HEADER = struct.Struct("<8sqIII")
 _LONGEST_PLAIN_KEY = 510  # bytes: LMDB's limit of 511 less the prefix
 
