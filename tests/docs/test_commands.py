@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -47,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sonder(place: Path, command: str, timeout_s: float = 540) -> str:
     done = subprocess.run(
-        [SONDER, *command.split()], cwd=place, capture_output=True, text=True, timeout=timeout_s, check=False
+        [SONDER, *shlex.split(command)], cwd=place, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -55,8 +56,9 @@ def sonder(place: Path, command: str, timeout_s: float = 540) -> str:
 
 def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert [command.split()[0] for command in commands] == ["init", "build", "profile", "serve", "submit"]
-    init, build, profile, serve, _ = commands  # tests/pipelines/test_submit.py submits
+    names = ["init", "build", "profile", "serve", "submit", "lifecycle", "audience", "lookalike", "build"]
+    assert [command.split()[0] for command in commands] == names
+    init, build, profile, serve, _, lifecycle, preview, lookalike, again = commands  # test_submit.py submits
 
     shown = sonder(place, init.replace("LOG", "shop.csv"))
     assert "customer" in (place / "sonder.yaml").read_text(encoding="utf-8")
@@ -65,12 +67,20 @@ def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     config["encoder"] = {"max_epochs": 1}  # the only thing that the afternoon has more of than this test
     (place / "sonder.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
-    built = sonder(place, build)
+    built = sonder(place, f"{build} --promote")
     assert "item-kNN" in built
     users = pl.read_parquet(str(place / "workspace" / "releases" / "r-*" / "profiles" / "*" / "*.parquet"))
     user_id = users.sort("num_events")["user_id"][-1]
     assert f"User {user_id}" in sonder(place, profile.replace("USER", user_id))
-    assert sonder(place, build) == built  # at once, and the same
+    assert sonder(place, f"{build} --promote") == built  # at once, and the same
+    assert "cohort" in sonder(place, lifecycle).lower()
+    assert "buy" in sonder(place, preview)
+    users.sort("num_events", descending=True).head(60).select("user_id").write_csv(place / "best.csv")
+    sonder(place, lookalike.replace("5000", "50"))
+    grown = pl.read_csv(place / "more.csv")
+    assert grown.height == 50
+    assert not set(grown["user_id"]) & set(users.sort("num_events", descending=True).head(60)["user_id"])
+    assert "item-kNN" in sonder(place, again)
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
