@@ -67,12 +67,12 @@ def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     config["encoder"] = {"max_epochs": 1}  # the only thing that the afternoon has more of than this test
     (place / "sonder.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
-    built = sonder(place, f"{build} --promote")
+    built = sonder(place, build)
     assert "item-kNN" in built
     users = pl.read_parquet(str(place / "workspace" / "releases" / "r-*" / "profiles" / "*" / "*.parquet"))
     user_id = users.sort("num_events")["user_id"][-1]
     assert f"User {user_id}" in sonder(place, profile.replace("USER", user_id))
-    assert sonder(place, f"{build} --promote") == built  # at once, and the same
+    assert sonder(place, build) == built  # at once, and the same
     assert "cohort" in sonder(place, lifecycle).lower()
     assert "buy" in sonder(place, preview)
     users.sort("num_events", descending=True).head(60).select("user_id").write_csv(place / "best.csv")
