@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sonder.core.errors import ArtefactMismatch, InvalidRequest, NotFound
 from sonder.profiles.lmdb_store import LmdbStore
-from sonder.profiles.store import StoredProfile, StoreMetadata, key_of, pack, unpack
+from sonder.profiles.store import LAYOUT_VERSION, StoredProfile, StoreMetadata, key_of, pack, unpack
 
 METADATA = StoreMetadata(release="r-1", as_of_us=5, dim=2, max_events=10, num_profiles=0)
 PROFILES = st.builds(
@@ -107,7 +107,7 @@ def test_a_record_of_another_release_is_refused_on_reading(tmp_path: Path) -> No
 def test_a_store_of_another_layout_is_refused(tmp_path: Path) -> None:
     new_store(tmp_path / "store")
     with lmdb.open(str(tmp_path / "store")) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"m", METADATA.to_json().replace(b'"layout":1', b'"layout":99'))
+        transaction.put(b"m", METADATA.to_json().replace(b'"layout":%d' % LAYOUT_VERSION, b'"layout":99'))
     with pytest.raises(ArtefactMismatch, match="layout 99"):
         LmdbStore.open(tmp_path / "store", release="r-1")
 
