@@ -24,6 +24,8 @@ from sonder.segments.thresholds import LifecycleThresholds
 
 NUM_PERIODS = 13
 NUM_COHORTS = 13
+NARROW = (1, 2, 3, 4, 6, 8, 12)  # the columns of cohorts where not all of them fit
+COHORT_NAME_CELLS, COHORT_CELLS = 30, 7  # of the terminal's width
 
 
 def show_overview(overview: LifecycleOverview, asked: Asked) -> None:
@@ -103,10 +105,11 @@ def _show_periods(periods: list[Period]) -> None:
 def _show_transitions(overview: LifecycleOverview) -> None:
     flows, last = overview.transitions_SS, overview.periods[-1]
     assert flows is not None
-    title = f"Transitions from {iso_day(last.start_us)} to {iso_day(last.end_us)} · % of the row"
+    title = f"Transitions from {iso_day(last.start_us)} (rows) to {iso_day(last.end_us)} (columns) · % of the row"
     table = _table(title, "from")
     for state in STATES[1:]:
-        table.add_column(f"to {state}", justify="right")
+        table.add_column(state, justify="right", no_wrap=True)
+    table.padding = (0, 0)  # else seven states do not fit into 80 columns
     table.add_column("users", justify="right")
     for place, state in enumerate(STATES):
         users = int(flows[place].sum())
@@ -120,19 +123,20 @@ def _show_cohorts(cohorts: Cohorts) -> None:
     num = len(cohorts.starts_us)
     width = min(num, NUM_COHORTS)
     table = _table(f"Cohorts · % of the users first seen in a {cohorts.unit} active so many {cohorts.unit}s later", "")
-    table.add_column("users", justify="right")
-    for later in range(1, width):
-        table.add_column(str(later), justify="right")
+    table.add_column("users", justify="right", no_wrap=True)
+    laters = _laters(width)
+    for later in laters:
+        table.add_column(str(later), justify="right", no_wrap=True)
     for row in range(max(0, num - width), num):
         cells = [
             f"{100 * shares[row, k]:.0f}{'' if is_finished[row, k] else '…'}"
             if begun[row, k] and math.isfinite(shares[row, k])
             else ""
-            for k in range(1, width)
+            for k in laters
         ]
         name = iso_day(cohorts.starts_us[row]) + (" †" if row == 0 else "")
         table.add_row(name, f"{cohorts.sizes_C[row]:,}", *cells)
-    means = ["" if not math.isfinite(mean) else f"{100 * mean:.0f}" for mean in cohorts.means_K[1:width]]
+    means = ["" if not math.isfinite(mean) else f"{100 * mean:.0f}" for mean in cohorts.means_K[laters]]
     table.add_row("mean, finished", "", *means)
     console.print(table)
     notes = [] if cohorts.is_last_finished else [f"… so far: that {cohorts.unit} has not ended; no mean reads it."]
@@ -140,6 +144,13 @@ def _show_cohorts(cohorts: Cohorts) -> None:
         notes.append("† holds everybody who was there before the log began.")
     if notes:
         console.print(" ".join(notes), soft_wrap=True)
+
+
+def _laters(width: int) -> list[int]:
+    """Periods later that the terminal has room for."""
+    room = max((console.width - COHORT_NAME_CELLS) // COHORT_CELLS, 1)
+    every = list(range(1, width))
+    return every if len(every) <= room else [later for later in NARROW if later < width][:room]
 
 
 def _show_forecast(overview: LifecycleOverview, forecast: MixForecast) -> None:
