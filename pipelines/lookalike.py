@@ -48,8 +48,20 @@ class Asked:
 
     seeds: pl.Series  # distinct user ids
     exclude: pl.Series
-    size: int
+    size: int  # 0: nobody is named, the reach curve alone
     seed: int = 7  # of everything that draws
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Everybody of some buckets, ranked by how much they are like the seeds."""
+
+    fitted: Lookalike
+    held_out: HeldOut
+    seeds: dict[str, int]  # what became of those that were given
+    num_ranked: int
+    num_cold: int
+    reach: list[dict[str, Any]]  # of `reach_curve`
 
 
 @dataclass(frozen=True)
@@ -70,30 +82,41 @@ def grow_audience(
     staged = workspace.staging(f"lookalike-{_digest(asked, release.id)}")
     buckets = sorted({int(name.split("/")[0].removeprefix("bucket=")) for name in release.profiles.files()})
     with telemetry.stage("lookalike", release=release.id, seeds=len(asked.seeds)) as counts:
-        _write_ids(asked, staged)
-        arguments = {"profiles": release.profiles.uri, "staged": staged.uri}
-        rate = min(1.0, SAMPLE_USERS / max(1, int(release.manifest.row_counts["profiles"])))
-        gathered = over_buckets(GatherBucket, arguments | {"rate": rate}, buckets, num_workers=num_workers)
-        fitted, held_out, seeds = _fit(staged, buckets, asked, gathered)
-        scored = over_buckets(ScoreBucket, arguments | {"size": asked.size}, buckets, num_workers=num_workers)
-        members, num_ranked = _merge(staged, buckets, scored, asked.size)
+        num_users = int(release.manifest.row_counts["profiles"])
+        ranking = rank_users(release.profiles, staged, asked, buckets, num_users=num_users, num_workers=num_workers)
+        members = _merge(staged, buckets, asked.size, ranking.num_ranked)
         facts = {
             "release": release.id,
             "as_of": iso_time(release.manifest.as_of_us),
             "size": len(members),
             "size_asked": asked.size,
-            "ranked_users": num_ranked,
-            "cold_users": sum(summary["cold"] for summary in gathered),
+            "ranked_users": ranking.num_ranked,
+            "cold_users": ranking.num_cold,
             "excluded": len(asked.exclude),
-            "seeds": seeds,
-            "warnings": few_seeds(seeds["used"]),
-            "fitted": _choices(fitted),
-            "held_out": held_out.to_dict(),
-            "reach": reach_curve(held_out, scored, num_ranked),
+            "seeds": ranking.seeds,
+            "warnings": few_seeds(ranking.seeds["used"]),
+            "fitted": _choices(ranking.fitted),
+            "held_out": ranking.held_out.to_dict(),
+            "reach": ranking.reach,
         }
-        counts.update(ranked=num_ranked, size=len(members), auc=held_out.auc)
+        counts.update(ranked=ranking.num_ranked, size=len(members), auc=ranking.held_out.auc)
     staged.remove()
     return Audience(members, facts)
+
+
+def rank_users(
+    profiles: Folder, staged: Folder, asked: Asked, buckets: list[int], *, num_users: int, num_workers: int | None
+) -> Ranking:
+    """Both passes over some buckets of profiles, which hold `num_users`; the best of each bucket stay in `staged`."""
+    _write_ids(asked, staged)
+    arguments = {"profiles": profiles.uri, "staged": staged.uri}
+    rate = min(1.0, SAMPLE_USERS / max(1, num_users))
+    gathered = over_buckets(GatherBucket, arguments | {"rate": rate}, buckets, num_workers=num_workers)
+    fitted, held_out, seeds = _fit(staged, buckets, asked, gathered)
+    scored = over_buckets(ScoreBucket, arguments | {"size": asked.size}, buckets, num_workers=num_workers)
+    num_ranked = int(sum(np.sum(summary["histogram"]) for summary in scored))
+    num_cold = sum(summary["cold"] for summary in gathered)
+    return Ranking(fitted, held_out, seeds, num_ranked, num_cold, reach_curve(held_out, scored, num_ranked))
 
 
 def write_audience(audience: Audience, out: Path) -> Path:
@@ -206,8 +229,11 @@ def _fit(
     people = {name: people_of(table, spec) for name, table in tables.items()}
     fitted = fit_lookalike(people["seeds"], people["others"], seed=asked.seed)
     num_others = max(1, sum(summary["known"] for summary in gathered) - num_known)
-    shares = (*SHARES, min(1.0, asked.size / num_others))  # the curve has a row for the size that was asked for
-    held_out = evaluate_held_out(people["seeds"], people["others"], shares=shares, seed=asked.seed)
+    # The curve has a row for the size that was asked for.
+    shares = (*SHARES, min(1.0, asked.size / num_others)) if asked.size else SHARES
+    held_out = evaluate_held_out(
+        people["seeds"], people["others"], num_others=num_others, shares=shares, seed=asked.seed
+    )
     save_lookalike(fitted, staged)
     (staged / _TRAITS_FILE).write_json(spec.to_dict())
     return fitted, held_out, counts
@@ -236,13 +262,12 @@ def check_seeds(counts: Mapping[str, int]) -> None:
     )
 
 
-def _merge(staged: Folder, buckets: list[int], scored: list[dict[str, Any]], size: int) -> tuple[pl.DataFrame, int]:
-    num_ranked = int(sum(np.sum(summary["histogram"]) for summary in scored))
+def _merge(staged: Folder, buckets: list[int], size: int, num_ranked: int) -> pl.DataFrame:
     parts = [pl.from_arrow(part_file(staged / "best", bucket).read_table()) for bucket in buckets]
     best = _best(pl.concat([part for part in parts if isinstance(part, pl.DataFrame)]), size)
     rank = pl.int_range(1, pl.len() + 1)
     percentile = 100 * (num_ranked - rank + 1) / max(1, num_ranked)
-    return best.select("user_id", rank=rank, similarity="similarity", percentile=percentile), num_ranked
+    return best.select("user_id", rank=rank, similarity="similarity", percentile=percentile)
 
 
 def _best(scored: pl.DataFrame, size: int) -> pl.DataFrame:

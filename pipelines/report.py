@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines import story as stories
 from pipelines.lifecycle import read_growth
-from sonder.core.config import ScoreTask, SonderConfig
+from pipelines.report_lookalike import illustrate_reach
+from pipelines.report_stories import promise_of, tell_stories
+from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.evaluation.affinity import AffinityQuality
@@ -34,10 +35,6 @@ from sonder.evaluation.report_content import (
     ReportContent,
     RetrievalFacts,
     ScoreFacts,
-    Story,
-    StoryEvent,
-    StoryInterest,
-    StoryScore,
     events_per_week,
     sample_of_users,
     summarise_affinities,
@@ -49,7 +46,7 @@ from sonder.interests.affinity_artefact import CONFIG_FILE
 from sonder.scoring.heads import load_refusals
 from sonder.segments.overview import LifecycleOverview
 
-NUM_STORIES, NUM_LIFTS = 2, 4
+NUM_LIFTS = 4
 WRITTEN = {
     "profiles": "one row per user, everything below joined",
     "encoder": "weights, and how the training went",
@@ -103,6 +100,16 @@ def _content(
         missing["clusters"] = "too few users have a vector to be clustered"
     if not has_interests:
         missing["interests"] = "no user has an event that says what it wants of a trained item"
+    reach = illustrate_reach(
+        config,
+        history,
+        target,
+        workspace.staging(f"reach-{release_id}"),
+        as_of=_as_of(profiles),
+        is_ordinal=is_ordinal,
+    )
+    if isinstance(reach, str):
+        missing["lookalike"] = reach
     return ReportContent(
         title=f"Sonder: {config.events.paths[0].rsplit('/', 1)[-1]}",
         release_id=release_id,
@@ -114,13 +121,14 @@ def _content(
         clusters=_clusters(results["cluster"]),
         embedding=_embedding(profiles),
         interests=_interests(target) if has_interests else None,
-        stories=[_story(target, history, user, config) for user in stories.pick_users(_files(target), NUM_STORIES)],
+        stories=tell_stories(config, target, history, _files(target)),
         artefacts=_artefacts(target),
         limits=_limits(config, target, is_ordinal),
         missing=missing,
         config=config.model_dump(mode="json"),
         config_digest=config.digest(),
         affinity=_affinity(target, results["evaluate"]) if has_interests else None,
+        reach=None if isinstance(reach, str) else reach,
     )
 
 
@@ -135,6 +143,12 @@ def _profiles(target: Folder) -> pl.DataFrame:
     frame = pl.from_arrow(pa.concat_tables([file.read_table(columns) for file in _files(target)]))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _as_of(profiles: pl.DataFrame) -> datetime:
+    as_of = profiles["as_of"].max()
+    assert isinstance(as_of, datetime)
+    return as_of
 
 
 def _data(config: SonderConfig, workspace: Workspace, snapshot: str, manifest: dict[str, Any]) -> DataFacts:
@@ -170,13 +184,6 @@ def _retrieval(
     return RetrievalFacts(evaluation, "temporal", f"{cutoff:%Y-%m-%d}", days)
 
 
-def promise_of(task: ScoreTask) -> str:
-    """Completes the sentence `the chance that a user …`."""
-    if task.churn:
-        return f"shows no activity for {task.within_days} days"
-    return f"does `{task.action}` within {task.within_days} days"
-
-
 def _scores(config: SonderConfig, target: Folder) -> list[ScoreFacts]:
     refusals = {refusal.task: refusal for refusal in load_refusals(target / "scores")}
     facts = []
@@ -205,9 +212,7 @@ def _lifecycle(segment: Mapping[str, Any], profiles: pl.DataFrame, growth: Lifec
         "dormant": f"no event for {dormant} days or more",
         "resurrected": f"came back less than {new} days ago, after {dormant} days or more",
     }
-    as_of = profiles["as_of"].max()
-    assert isinstance(as_of, datetime)
-    return LifecycleFacts(as_of=f"{as_of:%Y-%m-%d}", counts=segment["lifecycle"], rules=rules, growth=growth)
+    return LifecycleFacts(as_of=f"{_as_of(profiles):%Y-%m-%d}", counts=segment["lifecycle"], rules=rules, growth=growth)
 
 
 def _clusters(cluster: Mapping[str, Any]) -> ClusterFacts:
@@ -284,29 +289,3 @@ def _limits(config: SonderConfig, target: Folder, is_ordinal: bool) -> list[str]
             " could test it; items that first appeared in them have no vector in this release."
         )
     return limits
-
-
-def _story(target: Folder, history: Folder, user_id: str, config: SonderConfig) -> Story:
-    told = stories.tell_story(target, history, user_id, release_id="", protocol=config.evaluation.protocol)
-    profile = told.profile
-    promises = {task.name: promise_of(task) for task in config.scores}
-    return Story(
-        user_id=user_id,
-        lifecycle=profile["segments"]["lifecycle"],
-        num_events=profile["num_events"],
-        first_event=f"{profile['first_seen']:%Y-%m-%d}",
-        last_event=f"{profile['last_seen']:%Y-%m-%d}",
-        events=[
-            StoryEvent(f"{moment.time:%Y-%m-%d %H:%M}", moment.action, moment.title or moment.item_id, moment.category)
-            for moment in reversed(told.timeline)
-        ],
-        interests=[
-            StoryInterest(i["name"], i["category"], i["weight"], i["state"], i["num_events"])
-            for i in profile["interests"]
-        ],
-        scores=[
-            StoryScore(s["name"], promises[s["name"]], s["value"], [d["reason"] for d in s["drivers"] or []])
-            for s in profile["scores"]
-        ],
-        recommendations=[item.title or item.item_id for item in told.recommendations],
-    )

@@ -2,11 +2,12 @@
 
 Everything here was computed by the build, but the recommendations: nearest items to the user's vector, the ones of
 the history left out, as the retrieval deployment ranks them.
+What an attribute marked as sensitive says of the user is left out here already, so nobody who tells the story has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -29,6 +30,8 @@ from sonder.retrieval.exact import top_items
 
 NUM_RECOMMENDATIONS = 10
 TIMELINE_LENGTH = 12
+NUM_LIKES, NUM_DISLIKES = 5, 3
+SENSITIVE = "(sensitive)"  # in place of the value
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,25 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class Leaning:
+    """An affinity that stands out: `share` of the next wanted actions, `lift` times the population's."""
+
+    category: str
+    share: float
+    lift: float
+    is_refused: bool  # hidden, cancelled, … more than wanted
+
+
+@dataclass(frozen=True)
 class Story:
     user_id: str
     release: str
     protocol: str
-    profile: dict[str, Any]  # a row of profiles.record.PROFILE_SCHEMA, without the embedding
+    profile: dict[str, Any]  # a row of PROFILE_SCHEMA, without the embedding and what the user table says
+    likes: tuple[Leaning, ...]  # strongest first
+    dislikes: tuple[Leaning, ...]
+    attributes: tuple[tuple[str, str], ...]  # (name, value or SENSITIVE)
+    consent: tuple[tuple[str, bool], ...]
     timeline: tuple[Moment, ...]  # newest last
     recommendations: tuple[Recommendation, ...]
 
@@ -68,26 +85,63 @@ def read_story(workspace: Workspace, user_id: str) -> Story:
         raise NotFound(f"No release is served in {workspace.root}", do="Make one with `sonder build`")
     manifest = Registry(workspace).show(current.release)
     folder = workspace.release(manifest.id)
-    protocol = manifest.config["evaluation"]["protocol"]
-    return tell_story(folder, workspace.history(manifest.snapshot), user_id, release_id=manifest.id, protocol=protocol)
+    return tell_story(
+        folder,
+        workspace.history(manifest.snapshot),
+        user_id,
+        release_id=manifest.id,
+        protocol=manifest.config["evaluation"]["protocol"],
+        sensitive=(manifest.config.get("users") or {}).get("sensitive", ()),
+    )
 
 
-def tell_story(release: Folder, snapshot: Folder, user_id: str, *, release_id: str, protocol: str) -> Story:
+def tell_story(
+    release: Folder, snapshot: Folder, user_id: str, *, release_id: str, protocol: str, sensitive: Sequence[str]
+) -> Story:
     """The story of a user from the files of a release, published or still staged."""
     vocabulary = Vocabulary.load(release / "items")
     history = find_user(snapshot, user_id)
     bucket = int(bucket_of(pl.Series([user_id]), len(buckets_of(snapshot)))[0])
     profile = _profile_of(release, bucket, user_id)
     vector = profile.pop("embedding")
+    attributes, consent = (profile.pop(name, None) or () for name in ("attributes", "consent"))
     timelines = Timelines.from_history(history, vocabulary)
     return Story(
         user_id=user_id,
         release=release_id,
         protocol=protocol,
         profile=profile,
+        likes=strongest(profile.get("affinities") or (), NUM_LIKES, is_liked=True),
+        dislikes=strongest(profile.get("affinities") or (), NUM_DISLIKES, is_liked=False),
+        attributes=told_attributes(attributes, sensitive),
+        consent=tuple((pair["name"], pair["granted"]) for pair in consent),
         timeline=_newest(history, vocabulary),
         recommendations=() if vector is None else _recommend(release, np.asarray([vector], np.float32), timelines),
     )
+
+
+def strongest(affinities: Sequence[Mapping[str, Any]], count: int, *, is_liked: bool) -> tuple[Leaning, ...]:
+    """The strongest affinities of one sign over all levels; one that lies in, or holds, a stronger one is left out."""
+    ranked = sorted(
+        (entry for entry in affinities if (entry["strength"] > 0 if is_liked else entry["strength"] < 0)),
+        key=lambda entry: (-abs(entry["strength"]), entry["category"]),
+    )
+    chosen: list[Mapping[str, Any]] = []
+    for entry in ranked:
+        path = f"{entry['category']}/"
+        if len(chosen) < count and not any(
+            path.startswith(f"{other['category']}/") or f"{other['category']}/".startswith(path) for other in chosen
+        ):
+            chosen.append(entry)
+    return tuple(
+        Leaning(entry["category"], entry["share"], entry["lift"], entry["against"] > entry["evidence"])
+        for entry in chosen
+    )
+
+
+def told_attributes(attributes: Sequence[Mapping[str, str]], sensitive: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Names and values, SENSITIVE in place of the value of a sensitive one."""
+    return tuple((pair["name"], SENSITIVE if pair["name"] in sensitive else pair["value"]) for pair in attributes)
 
 
 def _profile_of(release: Folder, bucket: int, user_id: str) -> dict[str, Any]:

@@ -197,8 +197,8 @@ def show_story(story: Story) -> None:
         f" from {_day(profile['first_seen'])} to {_day(profile['last_seen'])} · release {story.release}"
         f" · as of {_day(profile['as_of'])}"
     )
-    parts: list[Any] = [head, _timeline(story), _interests(profile["interests"]), _scores(profile["scores"])]
-    parts.append(_recommendations(story))
+    parts: list[Any] = [head, *_facts(story), _timeline(story), _interests(profile["interests"]), *_leanings(story)]
+    parts += [_scores(profile["scores"]), _recommendations(story)]
     console.print(Panel(Group(*parts), title=f"User {escape(story.user_id)}", title_align="left"))
 
 
@@ -206,6 +206,35 @@ def _cluster(segments: dict[str, Any]) -> str:
     """The behaviour cluster of who has one; a release of an older version has none."""
     name = segments.get("cluster")
     return "" if name is None else f"cluster {segments['cluster_id']} ({escape(name)}) · "
+
+
+def _facts(story: Story) -> list[str]:
+    """What the user table says, if it says anything."""
+    lines = []
+    if story.attributes:
+        lines.append("attributes: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in story.attributes))
+    if story.consent:
+        told = (f"{escape(name)} {'yes' if is_granted else 'no'}" for name, is_granted in story.consent)
+        lines.append("consent: " + ", ".join(told))
+    return [" · ".join(lines)] if lines else []
+
+
+def _leanings(story: Story) -> list[Table]:
+    """Categories that the user wants more, and less, than others do; nothing for who has no affinity."""
+    if not (story.likes or story.dislikes):
+        return []
+    title = "Affinities · share of the next wanted actions, and lift over the population's share"
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("", no_wrap=True, min_width=7)
+    table.add_column("category", overflow="ellipsis", no_wrap=True)
+    for name in ("share", "lift"):
+        table.add_column(name, no_wrap=True, min_width=6, justify="right")
+    for like in story.likes:
+        table.add_row("more", escape(like.category), f"{like.share:.1%}", f"{like.lift:.2f}")
+    for less in story.dislikes:
+        word = "refused" if less.is_refused else "less"
+        table.add_row(word, escape(less.category), f"{less.share:.1%}", f"{less.lift:.2f}")
+    return [table]
 
 
 def _timeline(story: Story) -> Table:

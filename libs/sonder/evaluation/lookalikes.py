@@ -100,8 +100,13 @@ def hits_at(scores_N: NDArray[Any], is_member_N: NDArray[np.bool_], sizes: Seque
     return hits
 
 
-def evaluate_held_out(seeds: People, others: People, *, shares: Sequence[float] = SHARES, seed: int = 7) -> HeldOut:
-    """Measure the lookalike of these seeds by the module's protocol. Needs 2 seeds a fold at least."""
+def evaluate_held_out(
+    seeds: People, others: People, *, num_others: int | None = None, shares: Sequence[float] = SHARES, seed: int = 7
+) -> HeldOut:
+    """Measure the lookalike of these seeds by the module's protocol. Needs 2 seeds a fold at least.
+
+    `num_others`: how many there are where `others` are a draw of them; precision is then that among all of them.
+    """
     draw = np.random.default_rng(seed)
     folds_S, folds_U = deal_folds(seeds.num, draw), deal_folds(others.num, draw)
     shares = tuple(sorted(set(shares)))
@@ -115,11 +120,15 @@ def evaluate_held_out(seeds: People, others: People, *, shares: Sequence[float] 
         scores = np.concatenate([of_seeds, of_others])
         is_seed = np.arange(len(scores)) < len(of_seeds)
         found.append(rank_quality(scores, is_seed, [max(1.0, share * len(scores)) for share in shares]))
-    return _summary(found, shares, seeds.num, others.num)
+    thinning = (seeds.num + others.num) / (seeds.num + (num_others or others.num))
+    return _summary(found, shares, seeds.num, others.num, thinning)
 
 
-def _summary(found: Sequence[RankingQuality], shares: Sequence[float], num_seeds: int, num_others: int) -> HeldOut:
+def _summary(
+    found: Sequence[RankingQuality], shares: Sequence[float], num_seeds: int, num_others: int, thinning: float
+) -> HeldOut:
     recalls, precisions = (np.stack([getattr(q, name) for q in found]) for name in ("recall", "precision"))
+    precisions = precisions * thinning  # among a draw of the others, seeds are more common than among all of them
     lifts = np.stack([quality.lift for quality in found]).mean(axis=0)
     recall, precision = recalls.mean(axis=0), precisions.mean(axis=0)
     errors = recalls.std(axis=0, ddof=1) / np.sqrt(len(recalls))

@@ -31,6 +31,7 @@ from sonder.evaluation.charts import (
     weekly_chart,
 )
 from sonder.evaluation.growth_charts import growth_view
+from sonder.evaluation.reach_chart import reach_view
 from sonder.evaluation.report_content import ClusterFacts, EmbeddingSample, ReportContent, RetrievalFacts
 from sonder.evaluation.report_facts import (
     CLUSTER_REASONS,
@@ -63,6 +64,7 @@ CONTENTS = (
     ("lifecycle", "Lifecycle"),
     ("clusters", "Clusters"),
     ("scores", "Scores"),
+    ("lookalike", "Lookalikes"),
     ("map", "Map"),
     ("interests", "Interests"),
     ("stories", "Examples"),
@@ -126,6 +128,7 @@ def render(content: ReportContent) -> str:
         **_lifecycle(content),
         clusters=_clusters(content.clusters),
         scores=[_score(facts) for facts in content.scores],
+        reach=None if content.reach is None else reach_view(content.reach),
         map=_map(content.embedding),
         **_interests(content),
         affinity_chart=_affinity_chart(content),

@@ -1,8 +1,8 @@
 """All that a report shows, as plain frozen data: whoever ran the steps fills it, `report.write_report` only draws.
 
 Nothing here has a default that could pass for a measurement. What a build did not make is None, and `missing` says
-why under the section's name (`retrieval`, `lifecycle`, `growth`, `clusters`, `embedding`, `interests`, `stories`); a
-score says it itself. Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
+why under the section's name (`retrieval`, `lifecycle`, `growth`, `clusters`, `lookalike`, `embedding`, `interests`,
+`stories`); a score says it itself. Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sonder.core.ids import unit_interval
 from sonder.evaluation.affinity import AffinityQuality
 from sonder.evaluation.classification import ScoreQuality
 from sonder.evaluation.evaluate import RetrievalEvaluation
+from sonder.evaluation.reach_chart import ReachFacts
 from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.segments.overview import LifecycleOverview
 
@@ -148,6 +149,16 @@ class StoryScore:
 
 
 @dataclass(frozen=True)
+class StoryLeaning:
+    """A category that a user wants more, or less, than others do."""
+
+    category: str
+    share: float  # of the user's next wanted actions
+    lift: float  # over the population's share
+    is_refused: bool  # more was refused than wanted
+
+
+@dataclass(frozen=True)
 class Story:
     """One user, told from the profile."""
 
@@ -159,6 +170,11 @@ class Story:
     events: Sequence[StoryEvent]  # the newest few, newest first
     interests: Sequence[StoryInterest]
     scores: Sequence[StoryScore]
+    cluster: str | None  # its name
+    likes: Sequence[StoryLeaning]  # strongest first
+    dislikes: Sequence[StoryLeaning]
+    attributes: Sequence[tuple[str, str]]  # as they may be shown: nothing sensitive
+    consent: Sequence[tuple[str, bool]]
     recommendations: Sequence[str]  # titles, best first
 
 
@@ -201,6 +217,7 @@ class ReportContent:
     config: Mapping[str, Any]
     config_digest: str
     affinity: AffinityFacts | None = None
+    reach: ReachFacts | None = None
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -50,3 +50,10 @@ def test_held_out_seeds_are_found_where_there_is_a_pattern_and_only_there() -> N
     assert clear.points[0].recall <= clear.points[1].recall
     assert all(point.precision <= point.precision_at_most <= 1 for point in (*clear.points, *none.points))
     assert clear.average_precision_at_random == pytest.approx(60 / 660)
+
+
+def test_among_ten_times_as_many_others_as_were_drawn_precision_is_that_much_lower() -> None:
+    seeds, others = people(60, 4.0)
+    drawn, all_of_them = (evaluate_held_out(seeds, others, num_others=num, shares=(0.1,)) for num in (None, 6_540))
+    assert all_of_them.points[0].precision == pytest.approx(drawn.points[0].precision / 10)
+    assert all_of_them.points[0].recall == drawn.points[0].recall

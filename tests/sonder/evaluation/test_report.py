@@ -16,6 +16,7 @@ from sonder.evaluation.affinity import AffinityQuality
 from sonder.evaluation.classification import CalibrationPoint
 from sonder.evaluation.evaluate import RetrievalEvaluation
 from sonder.evaluation.health import embedding_health
+from sonder.evaluation.reach_chart import ReachFacts, ReachRow
 from sonder.evaluation.report import render, write_report
 from sonder.evaluation.report_content import (
     AffinityFacts,
@@ -31,6 +32,7 @@ from sonder.evaluation.report_content import (
     Story,
     StoryEvent,
     StoryInterest,
+    StoryLeaning,
     StoryScore,
     events_per_week,
     summarise_affinities,
@@ -47,6 +49,10 @@ MODELS = {"encoder": 0.5, "popularity": 0.25, "item_knn": 0.375}
 NAMES = ("hr_at_10", "ndcg_at_10", "hr_at_10_unseen", "ndcg_at_10_unseen", "p90_coverage_at_10")
 
 
+REACH = ReachFacts(
+    "buy", 7, "2025-02-01", 90, 60, 40, 1_000, 100, 0.8, 0.02, "five folds",
+    [ReachRow(2, 0.9, 0.05, 0.5, 0.1, 10.0, 0.6, 0.1, 0.8), ReachRow(20, 0.4, 0.5, 0.9, 0.1, 1.8, 0.25, 0.05, 0.3)],
+)  # fmt: skip
 QUALITY = AffinityQuality(1, 8, 40, 90, 0.0123, 0.05, 0.0987, 0.09, (CalibrationPoint(0.2, 0.25, 90),))
 
 
@@ -114,6 +120,11 @@ def content_of(word: str) -> ReportContent:
                 [StoryEvent("2025-02-01 10:00", word, word, word)],
                 [StoryInterest(word, word, 0.5, "new", 3)],
                 [StoryScore(word, word, 0.5, [word])],
+                word,
+                [StoryLeaning(word, 0.5, 2.0, is_refused=False)],
+                [StoryLeaning(word, 0.01, 0.25, is_refused=True)],
+                [(word, word)],
+                [(word, False)],
                 [word],
             )
         ],
@@ -123,6 +134,7 @@ def content_of(word: str) -> ReportContent:
         config={"events": {"path": word}},
         config_digest="0" * 16,
         affinity=AffinityFacts([(word, 0.25, 7, 3)], [QUALITY], is_learned=True, horizon_days=12),
+        reach=replace(REACH, action=word),
     )
 
 
@@ -230,6 +242,34 @@ def test_a_category_is_counted_for_whom_it_comes_first_and_for_whom_it_is_less()
     table = pa.Table.from_pylist(rows, AFFINITY_SCHEMA)
     facts = summarise_affinities(table, [], is_learned=False, horizon_days=30)
     assert facts.top_categories == [("a", 0.5, 1, 0), ("b", 0.5, 0, 2)]
+
+
+def test_the_reach_of_a_lookalike_stands_with_its_protocol_and_how_many_were_looked_at() -> None:
+    content = content_of("word")
+    text = told_of(content)
+    for told in (
+        "60 of them, drawn by a digest of their id, are the seeds",
+        "Only the first 100 of 1,000 users were looked at",
+        "Held out, five folds. AUC 0.800 ± 0.020",
+        "was not drawn counts as a miss",
+    ):
+        assert told in text
+    everybody = told_of(replace(content, reach=replace(REACH, num_seeds=90, num_looked_at=1_000)))
+    assert "all of them are the seeds" in everybody
+    assert "looked at" not in everybody
+    assert "was not drawn" not in everybody
+    absent = replace(content, reach=None, missing={"lookalike": "7 users did"})
+    assert "7 users did" in told_of(absent)
+
+
+def test_a_story_tells_leanings_with_share_and_lift_and_what_the_user_agreed_to() -> None:
+    text = told_of(content_of("word"))
+    assert "word 50.0 %, 2.00 times refused word 1.0 %, 0.25 times" in text
+    assert "word: word; consent: word no" in text
+
+
+def told_of(content: ReportContent) -> str:
+    return re.sub(r"\s+", " ", " ".join(Elements(render(content)).text)).replace(" .", ".")
 
 
 def test_what_was_not_made_is_said_with_its_reason() -> None:
