@@ -1,6 +1,6 @@
 """Fifty audiences over a million profiles: Sonder's rules beside pandas, on the same files, with the same counts.
 
-    OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 python -m benchmarks.audiences --out /tmp/audiences [--users 1000000]
+    OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2 python -m benchmarks.audiences --out .bench/audiences [--users 1000000]
 
 Writes synthetic profiles (4 interests, 3 scores) and histories (20 events) once, in buckets of 125,000 users, as a
 release holds them. Both sides then read the columns that the rules need and decide every user for every rule, one
