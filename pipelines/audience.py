@@ -2,6 +2,7 @@
 
 audiences/<name>/v<NNN>.json                                  definitions (segments.audiences.Definition)
 audiences/<name>/members/<NNNNN>/bucket=NNN/part-0.parquet    stays after each evaluation (MEMBERSHIP_SCHEMA)
+audiences/index.json                                          what serving looks at (pipelines.audience_publishing)
 An evaluation holds all stays there ever were; the newest two are kept. It is staged and published whole, and a bucket
 whose files exist is not done again. Membership follows the user where a later snapshot has other buckets.
 Small releases are evaluated in this process, because starting Ray takes longer than counting.
@@ -17,9 +18,10 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from pipelines.audience_publishing import only_refresh, only_save, publish_index, publish_members
 from pipelines.bucket_tasks import over_buckets, part_file
 from sonder.core import telemetry
-from sonder.core.errors import InvalidRule, NotFound
+from sonder.core.errors import InvalidRule
 from sonder.core.ids import bucket_of, digest_json
 from sonder.core.storage import Folder, publish, read_manifest
 from sonder.core.workspace import Workspace
@@ -30,7 +32,14 @@ from sonder.profiles.audience_fields import schema_of
 from sonder.profiles.audience_reading import ReleaseUsers
 from sonder.profiles.record import iso_time
 from sonder.releases.artefacts import Release, served_release
-from sonder.segments.audiences import MEMBERSHIP_SCHEMA, AudienceCatalogue, Definition, movement, update_members
+from sonder.segments.audiences import (
+    MEMBERSHIP_SCHEMA,
+    AudienceCatalogue,
+    Definition,
+    evaluations_of,
+    movement,
+    update_members,
+)
 from sonder.segments.rules.rule import Rule, fields_of_rules
 from sonder.segments.rules.schema import RuleSchema
 
@@ -103,7 +112,10 @@ def save_audience(workspace: Workspace, name: str, text: str, *, release_id: str
     asked = Asked.of(workspace, release_id)
     rule = Rule.parse(text, asked.schema)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return AudienceCatalogue(workspace.audiences).save(name, text, rule, release=asked.release.id, now=now)
+    with only_save(workspace):
+        saved = AudienceCatalogue(workspace.audiences).save(name, text, rule, release=asked.release.id, now=now)
+        publish_index(workspace)
+    return saved
 
 
 def refresh_audiences(
@@ -113,8 +125,21 @@ def refresh_audiences(
     release_id: str | None = None,
     num_workers: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluate audiences (all if none is named) over a release, in one pass -> what moved, or the problem, of each."""
+    """Evaluate audiences (all if none is named) over a release, in one pass -> what moved, or the problem, of each.
+
+    DataError while another process refreshes. What serving reads changes at the end, for all audiences at once.
+    """
     asked = Asked.of(workspace, release_id)
+    with only_refresh(workspace):
+        with only_save(workspace):  # what a killed refresh had published stands in the index before any of it goes
+            publish_index(workspace)
+        workers = asked.num_workers if num_workers is None else num_workers
+        results = _refresh(workspace, names, asked, workers)
+        publish_members(workspace)
+    return sorted(results, key=lambda result: str(result["audience"]))
+
+
+def _refresh(workspace: Workspace, names: Sequence[str], asked: Asked, num_workers: int | None) -> list[dict[str, Any]]:
     catalogue = AudienceCatalogue(workspace.audiences)
     definitions = [catalogue.newest(name) for name in names] if names else catalogue.all()
     pending, results = [], []
@@ -131,28 +156,10 @@ def refresh_audiences(
             pending.append(evaluation)
     if pending:
         arguments = asked.users | {"evaluations": [evaluation.arguments for evaluation in pending]}
-        workers = asked.num_workers if num_workers is None else num_workers
         with telemetry.stage("refresh audiences", release=asked.release.id, audiences=len(pending)):
-            summaries = over_buckets(RefreshBucket, arguments, asked.buckets, num_workers=workers)
+            summaries = over_buckets(RefreshBucket, arguments, asked.buckets, num_workers=num_workers)
         results += [evaluation.publish(summaries, num_buckets=len(asked.buckets)) for evaluation in pending]
-    return sorted(results, key=lambda result: str(result["audience"]))
-
-
-def evaluations_of(audience: Folder) -> list[Folder]:
-    """The published evaluations of an audience, oldest first."""
-    return [folder for folder in (audience / "members").children() if folder.is_published()]
-
-
-def newest_evaluation(audience: Folder) -> Folder:
-    """NotFound if the audience was never refreshed."""
-    found = evaluations_of(audience)
-    if not found:
-        raise NotFound(
-            f"Nobody has been counted into {audience.name!r} yet",
-            expected="an evaluation",
-            do=f"`sonder audience refresh {audience.name}` makes one.",
-        )
-    return found[-1]
+    return results
 
 
 @dataclass(frozen=True)

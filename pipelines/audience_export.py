@@ -11,13 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pcsv
 
-from pipelines.audience import newest_evaluation
 from pipelines.bucket_tasks import part_file
 from sonder.core import telemetry
 from sonder.core.errors import InvalidRequest
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
-from sonder.segments.audiences import MEMBERSHIP_SCHEMA, AudienceCatalogue, current_members
+from sonder.segments.audiences import MEMBERSHIP_SCHEMA, AudienceCatalogue, current_members, newest_evaluation
 
 EXPORT_SCHEMA = pa.schema([field for field in MEMBERSHIP_SCHEMA if field.name != "left_at"])
 FORMATS = (".parquet", ".csv")

@@ -51,10 +51,9 @@ def save(
 @app.command("list")
 def list_audiences(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Saved audiences: version, members and when they were counted."""
-    from pipelines.audience import evaluations_of
     from pipelines.terminal import show_rows
     from sonder.core.storage import read_manifest
-    from sonder.segments.audiences import AudienceCatalogue
+    from sonder.segments.audiences import AudienceCatalogue, evaluations_of
 
     catalogue = AudienceCatalogue(_workspace(config, overrides).audiences)
     rows: list[dict[str, Any]] = []

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
@@ -29,13 +27,11 @@ from sonder.encoder.trend import decayed_counts
 from sonder.history.snapshot import buckets_of, read_timelines
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
-from sonder.interests.affinity import affinity_table
 from sonder.interests.affinity_artefact import item_paths, load_affinity, save_affinity
 from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.derive import derive_config
 from sonder.interests.naming import Naming
-from sonder.interests.ward import cluster_interests
-from sonder.segments.lifecycle import lifecycle_table
+from sonder.profiles.segmenting import Segmenter
 from sonder.segments.thresholds import LifecycleThresholds, derive_thresholds
 
 THRESHOLDS_FILE = "thresholds.json"
@@ -124,59 +120,31 @@ class SegmentBucket:
         self.history, self.target, self.as_of_us = Folder.at(history), Folder.at(target), as_of_us
         self.vocabulary = Vocabulary.load(Folder.at(items))
         self.encoder = load_encoder(Folder.at(encoder))
-        self.thresholds = LifecycleThresholds.from_dict(dict(thresholds))
-        self.interests = InterestsConfig.model_validate(interests)
-        self.taxonomy, self.affinity = load_affinity(self.target / "affinities", self.vocabulary)
-        self.naming = Naming.of(self.vocabulary, as_of_us=as_of_us)
+        taxonomy, affinity = load_affinity(self.target / "affinities", self.vocabulary)
+        self.segmenter = Segmenter(
+            vectors_ID=self.encoder.item_vectors,
+            vocabulary=self.vocabulary,
+            interests=InterestsConfig.model_validate(interests),
+            naming=Naming.of(self.vocabulary, as_of_us=as_of_us),
+            taxonomy=taxonomy,
+            affinity=affinity,
+            thresholds=LifecycleThresholds.from_dict(dict(thresholds)),
+        )
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         files = {part: part_file(self.target / part, bucket) for part in PARTS}
         if not all(file.exists() for file in files.values()):
             timelines = read_timelines(self.history, self.vocabulary, [bucket])
-            segmented = segment(timelines, self)
-            for part in PARTS:
-                files[part].write_table(getattr(segmented, part))
+            vectors_UD = embed_users(self.encoder, timelines, as_of_us=self.as_of_us)
+            files["vectors"].write_table(vector_table(timelines.user_ids, vectors_UD))
+            for part, table in self.segmenter.segment(timelines, as_of_us=self.as_of_us)._asdict().items():
+                files[part].write_table(table)
         states = files["segments"].read_table(["lifecycle"]).column("lifecycle").to_pylist()
         return {
             "users": len(states),
             **{part: files[part].read_table(["rank"]).num_rows for part in ("interests", "affinities")},
             "lifecycle": Counter(states),
         }
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """The tables of a set of users."""
-
-    vectors: pa.Table  # user_id, vector
-    interests: pa.Table  # INTEREST_SCHEMA
-    affinities: pa.Table  # AFFINITY_SCHEMA
-    segments: pa.Table  # LIFECYCLE_SCHEMA
-
-
-def segment(timelines: Timelines, task: SegmentBucket) -> Segmented:
-    """All four views of the same users at the same time."""
-    as_of_us = task.as_of_us
-    return Segmented(
-        vectors=vector_table(timelines.user_ids, embed_users(task.encoder, timelines, as_of_us=as_of_us)),
-        interests=cluster_interests(
-            timelines,
-            task.encoder.item_vectors,
-            task.vocabulary,
-            as_of_us=as_of_us,
-            config=task.interests,
-            naming=task.naming,
-        ),
-        affinities=affinity_table(
-            timelines,
-            task.vocabulary,
-            task.taxonomy,
-            task.affinity,
-            as_of_us=as_of_us,
-            max_affinities=task.interests.max_affinities,
-        ),
-        segments=lifecycle_table(timelines, as_of_us=as_of_us, thresholds=task.thresholds),
-    )
 
 
 def read_sample(history: Folder, vocabulary: Vocabulary) -> Timelines:

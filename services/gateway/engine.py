@@ -10,15 +10,17 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.batcher import MicroBatcher
+from services.gateway.finding import Finding, Query
 from services.gateway.fresh import FreshPath, FreshProfile
+from services.gateway.memberships import AudienceMemberships, Audiences
+from services.gateway.reasons import explain_interest, explain_score
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
 from services.warming import sample_batch
 from sonder.core.errors import InvalidRequest, StageUnavailable
@@ -30,7 +32,8 @@ from sonder.segments.clusters import Clusters
 from sonder.segments.lookalike import LEAST_SEEDS, few_seeds
 
 ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
-FIELDS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", *FACTS, "embedding")
+PARTS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", *FACTS, "embedding")
+FIELDS = (*PARTS, "audiences")  # these are kept apart from the profile: they change between releases
 MAX_ANSWERS = 100
 LOOKALIKE_BUDGET_S = 30.0  # an audience is fitted while its caller waits
 
@@ -48,13 +51,6 @@ class ReleaseInfo:
     clusters: Clusters | None = None  # None: a release without behaviour clusters
 
 
-class _Query(NamedTuple):
-    user_id: str
-    vector: bytes
-    seen: bytes
-    k: int
-
-
 def now_us() -> int:
     """The wall clock: for ages and `computed_at`, never for what is computed."""
     return time.time_ns() // 1000
@@ -68,12 +64,14 @@ class Engine:
         release: ReleaseInfo,
         store: ProfileStore,
         stages: Stages,
-        audiences: AudiencePreviews,
+        previews: AudiencePreviews,
+        memberships: AudienceMemberships,
         *,
         budget_s: float = 2.0,
         clock_us: Callable[[], int] = now_us,
     ) -> None:
-        self._release, self._store, self._stages, self._audiences = release, store, stages, audiences
+        self._release, self._store, self._stages = release, store, stages
+        self._previews, self._memberships = previews, memberships
         self._budget_s, self._clock_us = budget_s, clock_us
         self._have_answered = False  # every stage, once
         self._fresh_path = FreshPath(
@@ -88,29 +86,27 @@ class Engine:
         template = to_json_records(nobody, computed_at_us=release.created_at_us)[0]
         self._cold_tail = template.removeprefix(b'{"user_id":""')
         self._fresh = MicroBatcher(self._compute_fresh, max_batch=128)
-        self._recommend = MicroBatcher(self._find_items)
-        self._similar = MicroBatcher(self._find_users)
+        self._finding = Finding(stages, budget_s=budget_s)
 
     # -- stored reads ---------------------------------------------------------------------------------------------
 
     def profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
         """The stored profile; the declared cold one for a user whom the release does not know."""
-        stored = self._store.get(user_id)
-        return self._answer(self._cold(user_id) if stored is None else stored, fields)
+        return self._answer(self._stored(user_id), fields, audiences=self._stored_audiences(user_id, fields))
 
     def profiles(self, user_ids: Sequence[str]) -> bytes:
         """Stored profiles in the order asked for."""
-        found = self._store.batch_get(user_ids)
+        found, audiences = self._store.batch_get(user_ids), self._memberships.stored(user_ids)
         answers = [
-            self._answer(self._cold(user_id) if stored is None else stored, None)
-            for user_id, stored in zip(user_ids, found, strict=True)
+            self._answer(self._cold(user_id) if stored is None else stored, None, audiences=of_user)
+            for user_id, stored, of_user in zip(user_ids, found, audiences, strict=True)
         ]
         return b'{"release":"%b","profiles":[%b]}' % (self._release.id.encode(), b",".join(answers))
 
     def explanation(self, user_id: str) -> bytes:
         """Why the profile says what it says: drivers of each score, evidence of each interest and of the lifecycle."""
-        answer = orjson.loads(self.profile(user_id))
-        reasons = [_explain_score(score) for score in answer["scores"]]
+        answer = orjson.loads(self._answer(self._stored(user_id), None))
+        reasons = [explain_score(score) for score in answer["scores"]]
         reasons += [explain_interest(interest) for interest in answer["interests"]]
         kept = {name: answer[name] for name in ("release", "age_ms", *ENVELOPE, "segments", "scores", "interests")}
         return orjson.dumps({**kept, "reasons": reasons})
@@ -120,7 +116,8 @@ class Engine:
 
     def close(self) -> None:
         """Close the store; nothing is answered afterwards."""
-        self._audiences.close()
+        self._previews.close()
+        self._memberships.close()
         self._store.close()
 
     async def is_ready(self) -> bool:
@@ -153,7 +150,7 @@ class Engine:
 
     async def preview_audience(self, rule: str, *, num_sampled: int) -> bytes:
         """How many users a rule finds, estimated from a sample and with its error; nothing is saved."""
-        return orjson.dumps(await self._audiences.preview(rule, num_sampled=num_sampled))
+        return orjson.dumps(await self._previews.preview(rule, num_sampled=num_sampled))
 
     # -- through the stages ---------------------------------------------------------------------------------------
 
@@ -161,24 +158,31 @@ class Engine:
         """The profile computed now; parts that could not be are the stored ones, and `degraded` says so."""
         stored = self._store.get(user_id)
         if stored is None:
-            return self._answer(self._cold(user_id), fields)
+            return self._answer(self._cold(user_id), fields, audiences=self._stored_audiences(user_id, fields))
         try:
             fresh = await self._fresh.submit((user_id, stored))
         except StageUnavailable as error:
             missing = {"stage": "gateway", "reason": error.found, "instead": "the stored profile"}
-            return self._answer(stored, fields, (missing,))
+            return self._answer(stored, fields, (missing,), audiences=self._stored_audiences(user_id, fields))
         computed = StoredProfile(fresh.computed_at_us, fresh.body, fresh.embedding, b"")
-        return self._answer(computed, fields, fresh.degraded)
+        audiences = None
+        if _asks_audiences(fields):
+            audiences = await asyncio.to_thread(self._memberships.fresh, user_id, fresh.body, stored.timeline)
+        return self._answer(computed, fields, fresh.degraded, audiences=audiences)
 
-    async def recommendations(self, user_id: str, *, k: int, seen: bool) -> bytes:
-        """Nearest items, without those of the history unless `seen`; popular ones for a cold user, and marked so."""
-        stored = self._store.get(user_id) or self._cold(user_id)
+    async def recommendations(self, user_id: str, *, k: int, seen: bool, with_interests: bool = False) -> bytes:
+        """Nearest items, without those of the history unless `seen`; popular ones for a cold user, and marked so.
+
+        `with_interests`: the user's interests and its vector share the k places in turns.
+        """
+        stored = self._stored(user_id)
         degraded: tuple[dict[str, Any], ...] = ()
         found: list[FoundItem] = []
         if stored.embedding:
             try:
-                query = _Query(user_id, stored.embedding, b"" if seen else stored.timeline, k)
-                found = await self._recommend.submit(query)
+                interests = _medoids(stored.body) if with_interests else None
+                query = Query(user_id, stored.embedding, b"" if seen else stored.timeline, k, interests)
+                found = await self._finding.items(query)
             except StageUnavailable as error:
                 degraded = ({"stage": "retrieval", "reason": error.found, "instead": "popular items"},)
         fallback = None if found else "popular"
@@ -191,25 +195,28 @@ class Engine:
 
     async def similar(self, user_id: str, *, k: int) -> bytes:
         """Nearest other users; none for a cold user."""
-        stored = self._store.get(user_id) or self._cold(user_id)
+        stored = self._stored(user_id)
         degraded: tuple[dict[str, Any], ...] = ()
         found: list[FoundUser] = []
         if stored.embedding:
             try:
-                found = await self._similar.submit(_Query(user_id, stored.embedding, b"", k))
+                found = await self._finding.users(Query(user_id, stored.embedding, b"", k))
             except StageUnavailable as error:
                 degraded = ({"stage": "retrieval", "reason": error.found, "instead": "no users"},)
         users = [{"user_id": user.user_id, "similarity": user.similarity} for user in found]
         return self._parts_answer(stored, {"similar": users}, degraded)
 
-    async def lookalike(self, seed_ids: Sequence[str], *, size: int) -> bytes:
-        """The users of the release most like the seeds; InvalidRequest where too few of the seeds can be used."""
+    async def lookalike(self, seed_ids: Sequence[str], *, size: int, exclude: Sequence[str] = ()) -> bytes:
+        """The users of the release most like the seeds, without those of `exclude`.
+
+        InvalidRequest where too few of the seeds can be used.
+        """
         deadline = asyncio.get_running_loop().time() + LOOKALIKE_BUDGET_S
-        found = await self._stages.lookalike(seed_ids, size, deadline=deadline)
+        found = await self._stages.lookalike(seed_ids, size, exclude, deadline=deadline)
         seeds = found.seeds
         if found.users is None:
             raise InvalidRequest(
-                f"{seeds['used']} of {seeds['given']} seeds can be used beside {found.ranked_users} other users; "
+                f"{seeds['used']} of {seeds['given']} seeds can be used beside {found.other_users} other users; "
                 f"{seeds['unknown']} seeds are unknown to the release, {seeds['cold']} have no vector",
                 expected=f"{LEAST_SEEDS} of each at least",
                 do="Look at the spelling of the ids, or add seeds",
@@ -227,6 +234,7 @@ class Engine:
             "release": self._release.id,
             "as_of": iso_time(self._release.as_of_us),
             "seeds": seeds,
+            "excluded": len(set(exclude)),
             "warnings": few_seeds(seeds["used"]),
             "ranked_users": found.ranked_users,
             "held_out_auc": found.held_out_auc,
@@ -237,33 +245,35 @@ class Engine:
     async def _compute_fresh(self, batch: Sequence[tuple[str, StoredProfile]], waited_s: float) -> list[FreshProfile]:
         return await self._fresh_path.compute(batch, waited_s, now_us=self._clock_us())
 
-    async def _find_items(self, batch: Sequence[_Query], waited_s: float) -> list[list[FoundItem]]:
-        k = max(query.k for query in batch)
-        seen = [query.seen for query in batch]
-        rows = await self._stages.recommend(_vectors(batch), seen, k, deadline=self._deadline(waited_s))
-        return [row[: query.k] for row, query in zip(rows, batch, strict=True)]
-
-    async def _find_users(self, batch: Sequence[_Query], waited_s: float) -> list[list[FoundUser]]:
-        k = max(query.k for query in batch)
-        ids = [query.user_id for query in batch]
-        rows = await self._stages.similar(ids, _vectors(batch), k, deadline=self._deadline(waited_s))
-        return [row[: query.k] for row, query in zip(rows, batch, strict=True)]
-
     def _deadline(self, waited_s: float) -> float:
         return asyncio.get_running_loop().time() + self._budget_s - waited_s
 
     # -- answers --------------------------------------------------------------------------------------------------
 
+    def _stored(self, user_id: str) -> StoredProfile:
+        return self._store.get(user_id) or self._cold(user_id)
+
+    def _stored_audiences(self, user_id: str, fields: Sequence[str] | None) -> Audiences | None:
+        return self._memberships.stored([user_id])[0] if _asks_audiences(fields) else None
+
     def _answer(
-        self, stored: StoredProfile, fields: Sequence[str] | None, degraded: Sequence[dict[str, Any]] = ()
+        self,
+        stored: StoredProfile,
+        fields: Sequence[str] | None,
+        degraded: Sequence[dict[str, Any]] = (),
+        *,
+        audiences: Audiences | None = None,
     ) -> bytes:
         body = stored.body
         if fields is not None:
             content = orjson.loads(body)
             if "embedding" in fields:
                 content["embedding"] = np.frombuffer(stored.embedding, dtype="<f4") if stored.embedding else None
-            kept = {name: content.get(name) for name in (*ENVELOPE, *(name for name in FIELDS if name in fields))}
+            kept = {name: content.get(name) for name in (*ENVELOPE, *(name for name in PARTS if name in fields))}
             body = orjson.dumps(kept, option=orjson.OPT_SERIALIZE_NUMPY)
+        if audiences is not None:
+            body = b'{"audiences":%b,%b' % (audiences.to_json(), body[1:])
+            degraded = (*degraded, *audiences.degraded)
         if degraded:
             body = b'{"degraded":%b,%b' % (orjson.dumps(list(degraded)), body[1:])
         return splice(body, release=self._release.id, computed_at_us=stored.computed_at_us, now_us=self._clock_us())
@@ -284,37 +294,9 @@ class Engine:
         return [item for index, item in self._release.popular if index not in seen][:k]
 
 
-def _vectors(batch: Sequence[_Query]) -> NDArray[np.float32]:
-    return np.frombuffer(b"".join(query.vector for query in batch), dtype="<f4").reshape(len(batch), -1)
+def _asks_audiences(fields: Sequence[str] | None) -> bool:
+    return fields is None or "audiences" in fields
 
 
-def _explain_score(score: Mapping[str, Any]) -> str:
-    told = f"{score['name']} is {score['value']:.3f}"
-    if score["base_rate"]:
-        told += f", {score['value'] / score['base_rate']:.1f} times the base rate of {score['base_rate']:.3f}"
-    drivers = ", ".join(f"{driver['reason']} ({driver['contribution']:+.2f})" for driver in score["drivers"])
-    return f"{told}; mostly because: {drivers}." if drivers else f"{told}."
-
-
-def explain_interest(interest: Mapping[str, Any]) -> str:
-    """One interest of a profile as a sentence: what, how much, how often, and why it is in its state."""
-    medoid = interest["title"] or interest["medoid_item_id"]
-    around = "" if medoid == interest["name"] else f" around {medoid}"
-    return (
-        f"Interest {interest['rank']} ({interest['weight']:.0%}), {interest['name']}: {interest['num_events']} events"
-        f"{around}, {interest['events_per_week']:.1f} a week, the last {interest['recency_days']:.0f} days before "
-        f"as_of; {interest['state']}: {_evidence(interest)}."
-    )
-
-
-def _evidence(interest: Mapping[str, Any]) -> str:
-    """What the state of an interest rests on, as `sonder.interests.states` decides it."""
-    recent = f"the last {interest['recent_days']:.0f} days"
-    if interest["state"] == "new":
-        return f"all of it is of {recent}"
-    if interest["num_recent"] == 0:
-        return f"none of these events is of {recent}"
-    return (
-        f"{interest['num_recent']} of these events are of {recent}, about {interest['recent_share']:.0%} of all that "
-        f"the user wanted then and {interest['earlier_share']:.0%} of what it wanted before"
-    )
+def _medoids(body: bytes) -> list[tuple[str, float]]:
+    return [(interest["medoid_item_id"], interest["weight"]) for interest in orjson.loads(body)["interests"]]

@@ -7,7 +7,7 @@ engine's bytes; the response models only describe them.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -36,6 +36,10 @@ Fields = Annotated[
     str | None, AfterValidator(_check_fields), Query(description="comma-separated: " + ", ".join(FIELDS))
 ]
 Count = Annotated[int, Query(ge=1, le=MAX_ANSWERS)]
+From = Annotated[
+    Literal["vector", "interests"],
+    Query(alias="from", description="`interests`: each interest and the vector find their share, ranked in turns"),
+]
 
 
 def _problem_response(description: str) -> dict[str, Any]:
@@ -138,9 +142,10 @@ async def read_affinities(request: Request, user_id: PathUserId) -> Response:
 
 
 @users.get("/users/{user_id}/segments", response_model=schemas.SegmentsAnswer)
-async def read_segments(request: Request, user_id: PathUserId) -> Response:
-    """Where the user stands in the lifecycle."""
-    return _json(_engine(request).profile(user_id, ["segments"]))
+async def read_segments(request: Request, user_id: PathUserId, fresh: bool = False) -> Response:
+    """Lifecycle, behaviour cluster and the saved audiences that the user is in; with `fresh` all of it computed now."""
+    engine, parts = _engine(request), ["segments", "audiences"]
+    return _json(await engine.fresh_profile(user_id, parts) if fresh else engine.profile(user_id, parts))
 
 
 @users.get("/users/{user_id}/scores", response_model=schemas.ScoresAnswer)
@@ -156,9 +161,12 @@ async def read_explanation(request: Request, user_id: PathUserId) -> Response:
 
 
 @users.get("/users/{user_id}/recommendations", response_model=schemas.RecommendationsAnswer)
-async def read_recommendations(request: Request, user_id: PathUserId, k: Count = 10, seen: bool = False) -> Response:
+async def read_recommendations(
+    request: Request, user_id: PathUserId, k: Count = 10, seen: bool = False, by: From = "vector"
+) -> Response:
     """Items nearest to the user; those of the history only with `seen`. Popular items, marked so, for a cold user."""
-    return _json(await _engine(request).recommendations(user_id, k=k, seen=seen))
+    engine = _engine(request)
+    return _json(await engine.recommendations(user_id, k=k, seen=seen, with_interests=by == "interests"))
 
 
 @users.get("/users/{user_id}/similar", response_model=schemas.SimilarAnswer)
@@ -176,7 +184,7 @@ async def preview_audience(request: Request, asked: schemas.AudiencePreviewReque
 @audiences.post("/audiences:lookalike", response_model=schemas.LookalikeAnswer, responses=_TOO_LARGE)
 async def grow_audience(request: Request, asked: schemas.LookalikeRequest) -> Response:
     """The users most like the seeds, best first; takes seconds. `sonder lookalike` makes audiences of any size."""
-    return _json(await _engine(request).lookalike(asked.seeds, size=asked.size))
+    return _json(await _engine(request).lookalike(asked.seeds, size=asked.size, exclude=asked.exclude))
 
 
 @operations.get("/v1/release", response_model=schemas.ReleaseAnswer, responses=_UNREADY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.engine import Engine, ReleaseInfo
+from services.gateway.memberships import AudienceMemberships
 from services.gateway.stages import FoundItem, Stages
 from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
@@ -17,8 +18,8 @@ def open_engine(release: Release, stages: Stages) -> Engine:
     """Open the release's store, loading it where this machine has none yet, and put an engine in front of it."""
     store = release.open_store()
     num_profiles = store.metadata().num_profiles
-    audiences = AudiencePreviews(release, num_profiles=num_profiles)
-    return Engine(describe(release, num_profiles=num_profiles), store, stages, audiences)
+    previews = AudiencePreviews(release, num_profiles=num_profiles)
+    return Engine(describe(release, num_profiles=num_profiles), store, stages, previews, AudienceMemberships(release))
 
 
 def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 MAX_BATCH = 1_000
 MAX_ID_BYTES = 256
-MAX_SEEDS, MAX_AUDIENCE = 5_000, 10_000
+MAX_SEEDS, MAX_EXCLUDED, MAX_AUDIENCE = 5_000, 10_000, 10_000
 
 
 def _check_id(user_id: str) -> str:
@@ -50,6 +50,7 @@ class LookalikeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     seeds: list[UserId] = Field(min_length=1, max_length=MAX_SEEDS, description="members whom others shall be like")
+    exclude: list[UserId] = Field([], max_length=MAX_EXCLUDED, description="users who may not be in the audience")
     size: int = Field(1_000, ge=1, le=MAX_AUDIENCE, description="users of the audience")
 
 
@@ -80,6 +81,16 @@ class Segments(BaseModel):
     recency_days: float | None
     cluster_id: int | None = Field(description="behaviour cluster, the same id across retrains; null without a vector")
     cluster: str | None = Field(description="its name in this release: what is more common in it than among all")
+
+
+class AudienceMembership(BaseModel):
+    name: str
+    definition_version: int = Field(description="of the rule that was evaluated")
+    entered_at: datetime = Field(description="as_of of the first evaluation of this stay that found the user in")
+    as_of: datetime = Field(description="of the evaluation: events before this were known to it")
+    source: Literal["refresh", "fresh"] = Field(
+        description="refresh: as the last `sonder audience refresh` counted; fresh: by the rule on this profile"
+    )
 
 
 class Interest(BaseModel):
@@ -138,6 +149,9 @@ class Profile(Envelope):
     signup_at: datetime | None = Field(None, description="from the user table, if before as_of")
     attributes: dict[str, str] | None = Field(None, description="from the user table; null without a row in it")
     consent: dict[str, bool] | None = Field(None, description="purposes on which the user decided; null without a row")
+    audiences: list[AudienceMembership] | None = Field(
+        None, description="the saved audiences that the user is in, by name; null where none could be read"
+    )
     embedding: list[float] | None = Field(None, description="only on request: ?fields=embedding")
 
 
@@ -160,6 +174,9 @@ class AffinitiesAnswer(Envelope):
 
 class SegmentsAnswer(Envelope):
     segments: Segments
+    audiences: list[AudienceMembership] | None = Field(
+        description="the saved audiences that the user is in, by name; null where none could be read"
+    )
 
 
 class ScoresAnswer(Envelope):
@@ -179,7 +196,8 @@ class Recommendation(BaseModel):
     title: str | None
     category: str | None
     score: float | None = Field(
-        description="cosine of the user's and the item's vector plus the item's popularity term; null without"
+        description="cosine of the user's and the item's vector plus the item's popularity term; null without; "
+        "falls with the rank, but for ?from=interests"
     )
 
 
@@ -254,13 +272,14 @@ class LookalikeAnswer(BaseModel):
     release: str
     as_of: datetime = Field(description="events before this were known")
     seeds: SeedCounts
+    excluded: int = Field(description="distinct ids that may not be in the audience")
     warnings: list[str]
-    ranked_users: int = Field(description="everybody with a vector who is no seed")
+    ranked_users: int = Field(description="everybody with a vector who is neither a seed nor excluded")
     held_out_auc: float = Field(
         description="chance that a seed is above a random other user, each seed scored by what the others "
         "taught; weight and calibration have seen all of them"
     )
-    audience: list[AudienceMember] = Field(description="best first; no seed is among them")
+    audience: list[AudienceMember] = Field(description="best first; no seed and no excluded user is among them")
 
 
 class ReleaseAnswer(BaseModel):

@@ -51,6 +51,7 @@ class FoundAudience:
 
     seeds: dict[str, int]  # given, used, unknown, cold
     ranked_users: int
+    other_users: int  # who are no seeds, those that may not be in it among them
     held_out_auc: float | None
     users: list[FoundUser] | None
 
@@ -72,13 +73,26 @@ class Stages(Protocol):
     ) -> list[list[FoundItem]]:
         """Nearest k items per vector [B]; items of the packed timeline in `seen` [B] are left out."""
 
+    async def recommend_several(
+        self,
+        vectors: NDArray[np.float32],
+        interests: Sequence[list[tuple[str, float]]],
+        seen: Sequence[bytes],
+        k: int,
+        *,
+        deadline: float,
+    ) -> list[list[FoundItem]]:
+        """k items per vector [B], from it and the user's interests (medoid_item_id, weight) in turns."""
+
     async def similar(
         self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
     ) -> list[list[FoundUser]]:
         """Nearest k other users per vector [B]."""
 
-    async def lookalike(self, seed_ids: Sequence[str], size: int, *, deadline: float) -> FoundAudience:
-        """The `size` users most like the seeds, none of whom is a seed."""
+    async def lookalike(
+        self, seed_ids: Sequence[str], size: int, exclude_ids: Sequence[str], *, deadline: float
+    ) -> FoundAudience:
+        """The `size` users most like the seeds, none of whom is a seed or in `exclude_ids`."""
 
 
 class HandleStages:
@@ -109,6 +123,19 @@ class HandleStages:
         rows = await _within(call, "retrieval", deadline)
         return [[FoundItem(*item) for item in row] for row in rows]
 
+    async def recommend_several(
+        self,
+        vectors: NDArray[np.float32],
+        interests: Sequence[list[tuple[str, float]]],
+        seen: Sequence[bytes],
+        k: int,
+        *,
+        deadline: float,
+    ) -> list[list[FoundItem]]:
+        call = self._retrieval.recommend_several.remote(vectors, list(interests), list(seen), k)
+        rows = await _within(call, "retrieval", deadline)
+        return [[FoundItem(*item) for item in row] for row in rows]
+
     async def similar(
         self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
     ) -> list[list[FoundUser]]:
@@ -116,11 +143,16 @@ class HandleStages:
         rows = await _within(call, "retrieval", deadline)
         return [[FoundUser(*user) for user in row] for row in rows]
 
-    async def lookalike(self, seed_ids: Sequence[str], size: int, *, deadline: float) -> FoundAudience:
-        found = await _within(self._retrieval.lookalike.remote(list(seed_ids), size), "retrieval", deadline)
+    async def lookalike(
+        self, seed_ids: Sequence[str], size: int, exclude_ids: Sequence[str], *, deadline: float
+    ) -> FoundAudience:
+        call = self._retrieval.lookalike.remote(list(seed_ids), size, list(exclude_ids))
+        found = await _within(call, "retrieval", deadline)
         users = found["audience"]
         audience = None if users is None else [FoundUser(*user) for user in users]
-        return FoundAudience(found["seeds"], found["ranked_users"], found["held_out_auc"], audience)
+        return FoundAudience(
+            found["seeds"], found["ranked_users"], found["other_users"], found["held_out_auc"], audience
+        )
 
 
 async def _within(call: Awaitable[T], stage: str, deadline: float) -> T:

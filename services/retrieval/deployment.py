@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,11 +25,14 @@ from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.traits import TRAIT_COLUMNS, compute_traits, derive_traits
 from sonder.releases.artefacts import Release
 from sonder.retrieval.exact import similar_users, top_items
+from sonder.retrieval.several import Queries, several_items
 from sonder.segments.lookalike import LEAST_SEEDS, MAX_BACKGROUND, People, fit_lookalike
 
 Row = TypeVar("Row")
 FoundItem = tuple[str, str | None, str | None, float]  # item_id, title, category, score
 FoundUser = tuple[str, float]  # user_id, similarity
+Interest = tuple[str, float]  # medoid_item_id, weight
+_LEAST_WEIGHT = 1e-9  # of an interest beside the others
 _SEED = 7  # of the background that a lookalike is fitted against: the same request gets the same answer
 
 
@@ -54,19 +58,28 @@ class Retrieval:
         """Nearest k items of each user, without the items of its packed timeline in `seen`."""
         return await asyncio.to_thread(self._recommend, vectors_BD, seen, k)
 
+    async def recommend_several(
+        self, vectors_BD: NDArray[np.float32], interests: list[list[Interest]], seen: list[bytes], k: int
+    ) -> list[list[FoundItem]]:
+        """k items of each user from its interests and its vector in turns (retrieval.several); `seen` as above.
+
+        The order is that of the turns; a score is what `recommend` would have given the item.
+        """
+        return await asyncio.to_thread(self._recommend_several, vectors_BD, interests, seen, k)
+
     async def similar(self, user_ids: list[str], vectors_BD: NDArray[np.float32], k: int) -> list[list[FoundUser]]:
         """Nearest k other users of each user."""
         return await asyncio.to_thread(self._similar, user_ids, vectors_BD, k)
 
-    async def lookalike(self, seed_ids: list[str], size: int) -> dict[str, Any]:
-        """The `size` users most like the seeds, who are not among them, and what became of the seeds.
+    async def lookalike(self, seed_ids: list[str], size: int, exclude_ids: list[str]) -> dict[str, Any]:
+        """The `size` users most like the seeds, who are neither among them nor excluded, and what became of the seeds.
 
         `audience` is a list of (user_id, similarity), best first; None where fewer than LEAST_SEEDS can be used.
         """
         async with self._one_lookalike:
-            return await asyncio.to_thread(self._lookalike, seed_ids, size)
+            return await asyncio.to_thread(self._lookalike, seed_ids, size, exclude_ids)
 
-    def _lookalike(self, seed_ids: list[str], size: int) -> dict[str, Any]:
+    def _lookalike(self, seed_ids: list[str], size: int, exclude_ids: list[str]) -> dict[str, Any]:
         given = pa.array(seed_ids, pa.string()).unique()
         is_seed = pc.is_in(self._user_ids, value_set=given).to_numpy(zero_copy_only=False)
         seeds, others = np.flatnonzero(is_seed), np.flatnonzero(~is_seed)
@@ -74,17 +87,21 @@ class Retrieval:
         counts = {"given": len(given), "used": len(seeds), "cold": num_cold}
         counts["unknown"] = len(given) - len(seeds) - num_cold
         if min(len(seeds), len(others)) < LEAST_SEEDS:
-            return {"seeds": counts, "ranked_users": len(others), "held_out_auc": None, "audience": None}
+            left_out = {"ranked_users": 0, "held_out_auc": None, "audience": None}
+            return {"seeds": counts, "other_users": len(others), **left_out}
         draw = np.random.default_rng(_SEED)
         background = np.sort(draw.choice(others, min(MAX_BACKGROUND, len(others)), replace=False))
         fitted = fit_lookalike(self._people.take(seeds), self._people.take(background), seed=_SEED)
         similarity = fitted.similarity(self._people)
-        similarity[seeds] = -np.inf
-        best = np.argsort(-similarity, kind="stable")[: min(size, len(others))]
+        is_out = is_seed | pc.is_in(self._user_ids, value_set=pa.array(exclude_ids, pa.string())).to_numpy(False)
+        similarity[is_out] = -np.inf
+        num_ranked = int(np.sum(~is_out))
+        best = np.argsort(-similarity, kind="stable")[: min(size, num_ranked)]
         ids = self._user_ids.take(pa.array(best)).to_pylist()
         return {
             "seeds": counts,
-            "ranked_users": len(others),
+            "ranked_users": num_ranked,
+            "other_users": len(others),
             "held_out_auc": fitted.held_out_auc,
             "audience": list(zip(ids, similarity[best].tolist(), strict=True)),
         }
@@ -95,11 +112,48 @@ class Retrieval:
         indices_BK, scores_BK = top_items(
             vectors_BD, self._items_ID, k, bias_I=self._bias_I, allowed_I=self._is_candidate_I, exclude=histories
         )
+        return self._rows(indices_BK, scores_BK)
+
+    def _recommend_several(
+        self, vectors_BD: NDArray[np.float32], interests: list[list[Interest]], seen: list[bytes], k: int
+    ) -> list[list[FoundItem]]:
+        flat = [(user, medoid, weight) for user, of_user in enumerate(interests) for medoid, weight in of_user]
+        items_Q = np.array([self._index_of.get(medoid, -1) for _, medoid, _ in flat], dtype=np.int64)
+        is_known = items_Q >= 0
+        # A weight is 0 in float32 where an interest is a hundred half-lives old.
+        weights_Q = np.maximum(np.array([weight for *_, weight in flat], dtype=np.float64), _LEAST_WEIGHT)
+        users_Q = np.array([user for user, *_ in flat], dtype=np.int64)
+        medoids_QD = _widened(self._items_ID[items_Q[is_known]], np.zeros(int(is_known.sum())))
+        queries = Queries(users_Q[is_known], medoids_QD, weights_Q[is_known])
+        indices_BK = several_items(
+            queries.beside(_widened(vectors_BD, np.ones(len(vectors_BD)))),
+            len(vectors_BD),
+            self._with_popularity,
+            min(k, len(self._items_ID)),
+            allowed_I=self._is_candidate_I,
+            exclude=unpack_timelines([""] * len(seen), seen),
+        )
+        found_BK = np.maximum(indices_BK, 0)
+        scores_BK = np.einsum("bd,bkd->bk", vectors_BD, self._items_ID[found_BK]) + self._bias_I[found_BK]
+        return self._rows(indices_BK, scores_BK)
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        ids = self._catalogue.column(Col.ITEM_ID).to_pylist()
+        return {item_id: index for index, item_id in enumerate(ids)}
+
+    @cached_property
+    def _with_popularity(self) -> NDArray[np.float32]:
+        """Items whose last coordinate is their popularity: only the long-term vector asks for it."""
+        return _widened(self._items_ID, self._bias_I)
+
+    def _rows(self, indices_BK: NDArray[np.int32], scores_BK: NDArray[np.float32]) -> list[list[FoundItem]]:
+        num_users, k = indices_BK.shape
         found = self._catalogue.take(pa.array(np.maximum(indices_BK, 0).reshape(-1)))
         columns = [found.column(name).to_pylist() for name in (Col.ITEM_ID, Col.TITLE, Col.CATEGORY)]
         rows = list(zip(*columns, scores_BK.reshape(-1).tolist(), strict=True))
         is_found_BK = indices_BK >= 0
-        return [_kept(rows[b * k : (b + 1) * k], is_found_BK[b]) for b in range(len(seen))]
+        return [_kept(rows[b * k : (b + 1) * k], is_found_BK[b]) for b in range(num_users)]
 
     def _similar(self, user_ids: list[str], vectors_BD: NDArray[np.float32], k: int) -> list[list[FoundUser]]:
         k = min(k, len(self._users_UD))
@@ -109,6 +163,10 @@ class Retrieval:
         rows = list(zip(ids, scores_BK.reshape(-1).tolist(), strict=True))
         is_found_BK = rows_BK >= 0
         return [_kept(rows[b * k : (b + 1) * k], is_found_BK[b]) for b in range(len(user_ids))]
+
+
+def _widened(x_ND: NDArray[np.float32], last_N: NDArray[Any]) -> NDArray[np.float32]:
+    return np.column_stack([x_ND, last_N.astype(np.float32)])
 
 
 def _kept(rows: list[Row], is_found: NDArray[np.bool_]) -> list[Row]:

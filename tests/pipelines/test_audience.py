@@ -9,20 +9,23 @@ import pyarrow as pa
 import pytest
 
 import pipelines.audience
-from pipelines.audience import evaluations_of, preview_audience, refresh_audiences, save_audience
+from pipelines.audience import preview_audience, refresh_audiences, save_audience
 from pipelines.audience_export import export_audience
+from pipelines.audience_publishing import only_refresh
 from sonder.core.config import SegmentsConfig, SonderConfig
-from sonder.core.errors import InvalidRequest, InvalidRule, NotFound
+from sonder.core.errors import DataError, InvalidRequest, InvalidRule, NotFound
 from sonder.core.ids import bucket_of
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.history.snapshot import bucket_file, read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.history.timelines import Timelines
+from sonder.profiles.membership_store import MembershipStore
 from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
 from sonder.releases.registry import Registry, seal
 from sonder.scoring.heads import save_heads
-from sonder.segments.audiences import AudienceCatalogue
+from sonder.segments.audience_index import AudienceIndex
+from sonder.segments.audiences import AudienceCatalogue, evaluations_of
 from sonder.segments.lifecycle import derive_thresholds, lifecycle_table
 from tests.tiny_log import Event, timelines_of, vocabulary_of, write_snapshot
 
@@ -181,3 +184,58 @@ def test_an_export_holds_who_is_in_and_refuses_a_handful(workspace: Workspace, t
     assert sorted(frame["user_id"]) == ["buys always", "buys early"]
     with pytest.raises(InvalidRequest, match=r"\.parquet or \.csv"):
         export_audience(workspace, "buyers", Folder.at(str(tmp_path / "buyers.xlsx")), min_size=1)
+
+
+def test_a_second_refresh_at_the_same_time_is_refused_and_a_save_is_not(workspace: Workspace) -> None:
+    save_audience(workspace, "buyers", RULE)
+    with only_refresh(workspace):
+        with pytest.raises(DataError, match="one refresh at a time"):
+            refresh_audiences(workspace)
+        assert save_audience(workspace, "lookers", "count(view, 10d) > 0").version == 1
+    assert [told["members"] for told in refresh_audiences(workspace)] == [1, 1]
+
+
+def test_what_serving_reads_is_ready_when_a_refresh_ends(workspace: Workspace) -> None:
+    save_audience(workspace, "buyers", RULE)
+    refresh_audiences(workspace)
+    index = AudienceIndex.read(workspace.audiences)
+    store = MembershipStore.open(workspace.membership_stores / index.members_digest)
+    (told,) = store.get("buys always")
+    assert (told.name, told.entered_at, told.source) == ("buyers", "1970-01-21T00:00:00+00:00", "refresh")
+    assert store.get("only looks") == []
+    store.close()
+
+
+def test_a_refresh_killed_between_two_releases_leaves_the_membership_before_it_readable(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save_audience(workspace, "buyers", "count(buy, 19d) >= 3")
+    refresh_audiences(workspace)
+    before = stays_of(workspace, "buyers"), AudienceIndex.read(workspace.audiences)
+    add_release(workspace, "r-45", day=45, num_buckets=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipelines.audience, "update_members", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            refresh_audiences(workspace)
+    assert (stays_of(workspace, "buyers"), AudienceIndex.read(workspace.audiences)) == before
+    export_audience(workspace, "buyers", Folder.at(str(tmp_path / "out.csv")), min_size=1)
+    assert refresh_audiences(workspace)[0]["left"] == 1
+
+
+@pytest.mark.ray
+def test_the_tasks_of_a_large_release_give_what_this_process_gives(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    save_audience(workspace, "lookers", "count(view, 10d) > 0")
+    save_audience(workspace, "buyers", RULE)
+    here = preview_audience(workspace, RULE)
+    monkeypatch.setattr(pipelines.audience, "SMALL_PROFILES", 2)
+    assert preview_audience(workspace, RULE) == here
+    refresh_audiences(workspace)
+    by_tasks = [stays_of(workspace, name) for name in ("lookers", "buyers")]
+    for name in ("lookers", "buyers"):
+        (workspace.audiences / name / "members").remove()
+    monkeypatch.undo()
+    refresh_audiences(workspace)
+    assert [stays_of(workspace, name) for name in ("lookers", "buyers")] == by_tasks
+    assert all(by_tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,10 +298,22 @@ class Served:
 
 @pytest.fixture
 def served(tiny_release: TinyRelease) -> Iterator[Served]:
-    where = {"workspace": tiny_release.workspace.root.uri, "release": tiny_release.release}
+    with serve(tiny_release) as opened:
+        yield opened
+
+
+@pytest.fixture
+def own_served(tmp_path: Path) -> Iterator[Served]:
+    """The same over a workspace that no other test sees: for what is written into it."""
+    with serve(build_tiny_release(tmp_path / "workspace")) as opened:
+        yield opened
+
+
+@contextmanager
+def serve(release: TinyRelease) -> Iterator[Served]:
+    where = {"workspace": release.workspace.root.uri, "release": release.release}
     kinds = {"embedding": Embedding, "segmentation": Segmentation, "scoring": Scoring, "retrieval": Retrieval}
     handles = {name: LocalHandle(kind(**where)) for name, kind in kinds.items()}
-    release = Release.open(tiny_release.workspace, tiny_release.release)
-    engine = open_engine(release, HandleStages(**handles))
-    yield Served(tiny_release, handles, engine)
+    engine = open_engine(Release.open(release.workspace, release.release), HandleStages(**handles))
+    yield Served(release, handles, engine)
     engine.close()

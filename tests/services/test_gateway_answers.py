@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.gateway.engine import explain_interest
+from services.gateway.reasons import explain_interest
 from sonder.profiles.record import PROFILE_SCHEMA
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def without(answer: dict[str, Any], names: set[str]) -> dict[str, Any]:
 
 def test_a_stored_profile_is_answered_with_its_envelope_and_every_field(served: Served) -> None:
     answer = served.get("/v1/users/user-1")
-    assert set(answer) == ENVELOPE | set(PROFILE_SCHEMA.names) - {"embedding"}
+    assert set(answer) == ENVELOPE | {"audiences"} | set(PROFILE_SCHEMA.names) - {"embedding"}
     assert (answer["user_id"], answer["release"], answer["is_cold"]) == ("user-1", "release-1", False)
     assert answer["age_ms"] >= 0
     assert sum(interest["weight"] for interest in answer["interests"]) == pytest.approx(1.0)
@@ -150,7 +150,7 @@ def test_only_the_asked_fields_are_answered(served: Served) -> None:
 @pytest.mark.parametrize("part", ["interests", "affinities", "segments", "scores"])
 def test_a_part_is_the_profile_s_part(served: Served, part: str) -> None:
     answer = served.get(f"/v1/users/user-6/{part}")
-    assert set(answer) == ENVELOPE | {part}
+    assert set(answer) == ENVELOPE | {part} | ({"audiences"} if part == "segments" else set())
     assert answer[part] == served.get("/v1/users/user-6")[part]
 
 
@@ -165,6 +165,24 @@ def test_recommendations_leave_out_the_history_unless_seen_is_asked_for(served: 
     scores = [item["score"] for item in everything["recommendations"]]
     assert scores == sorted(scores, reverse=True)
     assert [item["rank"] for item in unseen["recommendations"]] == list(range(1, len(unseen["recommendations"]) + 1))
+
+
+def test_interests_find_their_share_and_a_longer_list_begins_like_a_shorter_one(served: Served) -> None:
+    lists = {}
+    for user_id in served.release.user_ids[:6]:
+        by_vector, several, first = (
+            served.get(f"/v1/users/{user_id}/recommendations?{query}")["recommendations"]
+            for query in ("k=17&seen=true", "k=17&seen=true&from=interests", "k=6&seen=true&from=interests")
+        )
+        assert [item["item_id"] for item in first] == [item["item_id"] for item in several][:6]
+        scores = {item["item_id"]: item["score"] for item in by_vector}
+        assert {item["item_id"]: item["score"] for item in several} == pytest.approx(scores, abs=1e-5)
+        lists[user_id] = [item["item_id"] for item in by_vector] != [item["item_id"] for item in several]
+    assert any(lists.values())
+    unseen = served.get("/v1/users/user-1/recommendations?k=18&from=interests")["recommendations"]
+    plain = served.get("/v1/users/user-1/recommendations?k=18")["recommendations"]
+    assert {item["item_id"] for item in unseen} == {item["item_id"] for item in plain}
+    assert served.get("/v1/users/nobody/recommendations?from=interests")["fallback"] == "popular"
 
 
 def test_requests_for_different_lengths_share_a_batch_and_get_their_own(served: Served) -> None:

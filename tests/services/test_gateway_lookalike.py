@@ -30,6 +30,22 @@ def test_an_audience_is_ranked_and_holds_no_seed(served: Served) -> None:
     assert ask(served, [*seeds, "stranger", served.release.shown_only], 5).json() == content
 
 
+def test_excluded_users_are_neither_in_the_audience_nor_ranked(served: Served) -> None:
+    seeds = served.release.user_ids[:12]
+    everybody = ask(served, seeds, 100).json()
+    out = [everybody["audience"][0]["user_id"], everybody["audience"][3]["user_id"]]
+    body = {"seeds": seeds, "size": 100, "exclude": [*out, out[0], "stranger"]}
+    content = served.request("POST", PATH, json=body).json()
+    assert (content["excluded"], everybody["excluded"]) == (3, 0)
+    assert content["ranked_users"] == everybody["ranked_users"] - 2 == len(content["audience"])
+    left = [member["user_id"] for member in everybody["audience"] if member["user_id"] not in out]
+    assert [member["user_id"] for member in content["audience"]] == left
+    similarity = {member["user_id"]: member["similarity"] for member in everybody["audience"]}
+    assert all(member["similarity"] == similarity[member["user_id"]] for member in content["audience"])
+    nobody = served.request("POST", PATH, json={**body, "exclude": served.release.user_ids}).json()
+    assert (nobody["ranked_users"], nobody["audience"]) == (0, [])
+
+
 def test_too_few_seeds_are_a_problem_that_counts_them(served: Served) -> None:
     answer = ask(served, [*served.release.user_ids[:3], "stranger"], 5)
     assert answer.status_code == 422

@@ -47,6 +47,7 @@ class Profile(Answer, total=False):
     interests: list[dict[str, Any]]
     affinities: list[dict[str, Any]]
     scores: list[dict[str, Any]]
+    audiences: list[dict[str, Any]] | None
     embedding: list[float] | None
 
 
@@ -87,9 +88,11 @@ class Client:
             asked = list(user_ids[start : start + MAX_BATCH])
             yield from self._send("POST", "/v1/users:batchGet", json={"user_ids": asked})["profiles"]
 
-    def recommendations(self, user_id: str, *, k: int = 10, seen: bool = False) -> Recommendations:
-        """Nearest items; with `seen`, also those of the user's history."""
-        query = {"k": str(k), "seen": str(seen).lower()}
+    def recommendations(
+        self, user_id: str, *, k: int = 10, seen: bool = False, interests: bool = False
+    ) -> Recommendations:
+        """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's."""
+        query = {"k": str(k), "seen": str(seen).lower(), "from": "interests" if interests else "vector"}
         return cast(Recommendations, self._get(f"{_user(user_id)}/recommendations", query))
 
     def similar(self, user_id: str, *, k: int = 10) -> SimilarUsers:

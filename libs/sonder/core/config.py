@@ -147,11 +147,6 @@ class UsersConfig(Section):
             raise ValueError(f"sensitive names {strangers[0]!r}, expected one of columns.attributes")
         return self
 
-    @property
-    def usable_attributes(self) -> tuple[str, ...]:
-        """The attributes that a reason may name and a model may read: all but the sensitive ones."""
-        return tuple(name for name in self.columns.attributes if name not in self.sensitive)
-
 
 class PrepareConfig(Section):
     num_buckets: int | None = Field(None, gt=0, le=999, description="history partitions; from the log's size")

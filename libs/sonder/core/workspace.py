@@ -3,7 +3,8 @@
 history/<snapshot>/  items/<snapshot>/  quarantine/<snapshot>/   what `prepare` made
 releases/<id>/  releases/CURRENT                                 what `build` made, and which of it is served
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
-store/                                                           the embedded online store, always local
+audiences/index.json                                             which of these count now
+store/<release>/  store/audiences/<digest>/                      the embedded online stores, always local
 .staging/                                                        work that is not published
 """
 
@@ -58,3 +59,8 @@ class Workspace:
                 do="Serve from a node with a local copy of the workspace.",
             )
         return Path(self.root.path) / "store"
+
+    @property
+    def membership_stores(self) -> Path:
+        """Folder of the embedded stores of who is in which audience, beside those of the releases."""
+        return self.store / "audiences"

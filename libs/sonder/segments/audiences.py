@@ -110,6 +110,23 @@ class AudienceCatalogue:
         return self.audience(name) / f"v{version:03d}.json"
 
 
+def evaluations_of(audience: Folder) -> list[Folder]:
+    """The published evaluations of an audience, oldest first."""
+    return [folder for folder in (audience / "members").children() if folder.is_published()]
+
+
+def newest_evaluation(audience: Folder) -> Folder:
+    """NotFound if the audience was never refreshed."""
+    found = evaluations_of(audience)
+    if not found:
+        raise NotFound(
+            f"Nobody has been counted into {audience.name!r} yet",
+            expected="an evaluation",
+            do=f"`sonder audience refresh {audience.name}` makes one.",
+        )
+    return found[-1]
+
+
 def update_members(previous: pa.Table, members: pa.Array, *, as_of_us: int, definition_version: int) -> pa.Table:
     """The stays after one more evaluation that found `members` [M] in; MEMBERSHIP_SCHEMA, by user_id and entered_at.
 

@@ -170,8 +170,3 @@ def test_a_table_without_rows_has_no_users(tmp_path: Path) -> None:
 def test_a_configuration_that_contradicts_itself_is_refused(users: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         validate({"events": {"path": "a"}, "users": {"path": "u", **users}}, source="test")
-
-
-def test_sensitive_attributes_are_not_usable() -> None:
-    config = UsersConfig.model_validate({"path": "u", "columns": {"attributes": ["land", "age"]}, "sensitive": ["age"]})
-    assert config.usable_attributes == ("land",)
