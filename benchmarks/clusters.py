@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 
 from benchmarks.processes import with_descendants
 from pipelines.bucket_tasks import over_buckets, part_file
-from pipelines.cluster import AssignBucket, lloyd_passes, read_sample_vectors, start_centroids
-from pipelines.cluster_reading import vector_blocks
+from pipelines.cluster import AssignBucket, lloyd_passes
+from pipelines.cluster_reading import read_sample_vectors, vector_blocks
 from pipelines.embed import vector_table
 from pipelines.ray_runtime import ensure_ray
 from sonder.core.storage import MANIFEST, Folder
+from sonder.segments.cluster_start import fresh_centroids
 from sonder.segments.clusters import Clusters, assign, unit_rows
 from sonder.segments.stability import choose_num_clusters
 
@@ -86,7 +87,7 @@ def cluster(target: Folder, buckets: list[int]) -> tuple[dict[str, Any], NDArray
     clock.append(time.perf_counter())
     choice = choose_num_clusters(sample_SD, seed=SEED)
     clock.append(time.perf_counter())
-    centroids_KD = start_centroids(sample_SD, choice.num_clusters, seed=SEED)
+    centroids_KD = fresh_centroids(sample_SD, choice.num_clusters, seed=SEED)
     clock.append(time.perf_counter())
     centroids_KD, inertias = lloyd_passes(target, centroids_KD, buckets, None)
     clock.append(time.perf_counter())

@@ -1,12 +1,14 @@
 """Behaviour clusters of every user: k-means over bucket files of vectors with Ray Data, named, matched to a parent.
 
-A sample of whole buckets decides the number of clusters and where they start. Then passes: each bucket is held against
-the centroids by one task, what comes back are sums of [K, D], and the centroids move; vectors are never collected. It
-ends when a pass gains too little, after MAX_PASSES at the latest; where the sample is everybody no pass is needed.
+A sample of whole buckets decides the number of clusters and where they start. With a parent that is where the users of
+its clusters lie now, unless fresh ones are clearly better (segments.cluster_start); then they stay there. Fresh ones
+are moved by passes: each bucket is held against the centroids by one task, what comes back are sums of [K, D]; vectors
+are never collected. It ends when a pass gains too little, after MAX_PASSES at the latest; where the sample is everybody
+no pass is needed.
 
 Writes target/clusters/{centroids.safetensors, clusters.json} and bucket=NNN/part-0.parquet (CLUSTER_SCHEMA). What is
-decided on the way (number, passes, ids) is kept in clusters/decided/ until the end, so a killed run goes on at its
-pass and an assigned bucket is not done again.
+decided on the way (number, start, passes, ids) is kept in clusters/decided/ until the end, so a killed run goes on at
+its pass and an assigned bucket is not done again.
 """
 
 from __future__ import annotations
@@ -25,36 +27,34 @@ from numpy.typing import NDArray
 from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from pipelines.cluster_reading import (
     ParentClusters,
+    parent_means,
     parent_of,
     read_portraits,
+    read_sample_vectors,
     rows_of_both,
     vector_blocks,
     vectors_of,
 )
-from pipelines.segment import sample_buckets
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
-from sonder.core.storage import Folder, read_manifest
+from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.segments.cluster_matching import Matching, contingency, first_ids, match_clusters
+from sonder.segments.cluster_start import FRESH, choose_start
 from sonder.segments.clusters import (
     CLUSTERS_FILE,
     BlockStatistics,
     Clusters,
-    assign,
     block_statistics,
     cluster_table,
-    fit_sample,
     has_settled,
     moved_centroids,
-    with_vector,
 )
 from sonder.segments.lifecycle import STATES
-from sonder.segments.stability import CANDIDATES, choose_num_clusters
+from sonder.segments.stability import CANDIDATES, choose_num_clusters, number_after
 
 logger = logging.getLogger("sonder")
 CLUSTERS, VECTORS, DECIDED = "clusters", "vectors", "decided"
-SAMPLE_VECTORS = 100_000
 MAX_PASSES = 6
 CONFIGURED = "configured"
 
@@ -74,12 +74,14 @@ def cluster_users(
     folder, buckets = target / CLUSTERS, bucket_numbers(history)
     with telemetry.stage("cluster", snapshot=snapshot) as counts:
         sample_SD, is_everybody = read_sample_vectors(target / VECTORS, history)
-        choice = _decided(folder, "choice", lambda: _choose(sample_SD, config))
-        centroids_KD = start_centroids(sample_SD, choice["num_clusters"], seed=config.seed)
-        passes: list[float] = []
-        if len(centroids_KD) and not is_everybody:
-            centroids_KD, passes = lloyd_passes(target, centroids_KD, buckets, num_workers)
         of_parent = parent_of(workspace, parent)
+        parent_KD = parent_means(target / VECTORS, history, of_parent) if of_parent.has_clusters else None
+        choice = _decided(folder, "choice", lambda: _choose(sample_SD, config, parent_KD))
+        start = _decided(folder, "start", lambda: _start(sample_SD, choice["num_clusters"], parent_KD, config.seed))
+        centroids_KD = np.array(start.pop("centroids"), np.float32).reshape(-1, sample_SD.shape[1])
+        passes: list[float] = []
+        if len(centroids_KD) and not is_everybody and start["clusters_started_from"] == FRESH:
+            centroids_KD, passes = lloyd_passes(target, centroids_KD, buckets, num_workers)
         matching = _decided(folder, "ids", lambda: _match(target, history, centroids_KD, of_parent).to_dict())
         unnamed = Clusters(centroids_KD, tuple(matching["ids"]), ("",) * len(centroids_KD))
         arguments = {"target": target.uri, "clusters": unnamed}
@@ -91,6 +93,7 @@ def cluster_users(
             "num_clusters": len(entries),
             "users_without": sum(int(summary["without"]) for summary in assigned),
             "stability": choice,
+            "start": start,
             "matching": {**matching, "parent": parent if of_parent.has_clusters else None},
             "next_id": matching["next_id"],
             "passes": passes,
@@ -98,17 +101,10 @@ def cluster_users(
         unnamed.save(folder)
         (folder / CLUSTERS_FILE).write_json(content)
         (folder / DECIDED).remove()
+        if matching["dropped"]:
+            logger.info("cluster: of the parent's clusters these are gone: %s", matching["dropped"])
         counts.update(clusters=len(entries), passes=len(passes), without=content["users_without"])
     return {**content, "metrics": _metrics(choice, matching, len(entries))}
-
-
-def read_sample_vectors(vectors: Folder, history: Folder) -> tuple[NDArray[np.float32], bool]:
-    """Vectors of SAMPLE_VECTORS users of the first buckets who have one, and whether that is everybody."""
-    chosen = sample_buckets(history, SAMPLE_VECTORS)
-    users = sum(int(entry["users"]) for entry in read_manifest(history)["buckets"])
-    parts = [with_vector(block) for bucket in chosen for block in vector_blocks(part_file(vectors, bucket))]
-    sample_SD = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
-    return sample_SD[:SAMPLE_VECTORS], users <= SAMPLE_VECTORS
 
 
 class PassBucket:
@@ -162,22 +158,27 @@ def _decided(folder: Folder, name: str, decide: Callable[[], dict[str, Any]]) ->
     return decided
 
 
-def _choose(sample_SD: NDArray[np.float32], config: SonderConfig) -> dict[str, Any]:
+def _choose(
+    sample_SD: NDArray[np.float32], config: SonderConfig, parent_KD: NDArray[np.float32] | None
+) -> dict[str, Any]:
     wished = config.segments.num_clusters
-    choice = choose_num_clusters(sample_SD, seed=config.seed, candidates=(wished,) if wished else CANDIDATES)
+    num_parent = 0 if parent_KD is None else len(parent_KD)
+    candidates = (wished,) if wished else sorted({*CANDIDATES, num_parent} - {0, 1})
+    choice = choose_num_clusters(sample_SD, seed=config.seed, candidates=candidates)
     if wished and len(sample_SD):
         choice = replace(choice, num_clusters=wished, reason=CONFIGURED)
+    elif num_parent:
+        choice = number_after(choice, num_parent)
     logger.info("cluster: %d clusters (%s)", choice.num_clusters, choice.reason)
     return {**choice.to_dict(), "chosen_stability": choice.stability}
 
 
-def start_centroids(sample_SD: NDArray[np.float32], num_clusters: int, *, seed: int) -> NDArray[np.float32]:
-    """Centroids fitted to the sample, that of the most users first."""
-    if not num_clusters:
-        return np.empty((0, sample_SD.shape[1]), np.float32)
-    centroids_KD, _ = fit_sample(sample_SD, num_clusters, seed=seed)
-    sizes_K = np.bincount(assign(sample_SD, centroids_KD).rows, minlength=len(centroids_KD))
-    return centroids_KD[np.argsort(-sizes_K, kind="stable")]
+def _start(
+    sample_SD: NDArray[np.float32], num_clusters: int, parent_KD: NDArray[np.float32] | None, seed: int
+) -> dict[str, Any]:
+    start = choose_start(sample_SD, num_clusters, parent_KD, seed=seed)
+    logger.info("cluster: started from %s (%s)", start.clusters_started_from, start.reason)
+    return {**start.to_dict(), "centroids": start.centroids_KD.tolist()}
 
 
 def lloyd_passes(

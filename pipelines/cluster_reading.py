@@ -1,7 +1,8 @@
-"""What the clusters of a build are compared with and described by: the parent's clusters, and a sample of histories.
+"""What the clusters of a build start from, are compared with and described by: samples and the parent's clusters.
 
-Users of two releases meet by id, since snapshots may have different numbers of buckets. Of more than MATCH_USERS users
-a sample by digest is read, bucket file by bucket file, so memory is that of the sample.
+Vectors of a sample of whole buckets decide the number, and where fresh clusters start. Users of two releases meet by
+id, since snapshots may have different numbers of buckets. Of more than MATCH_USERS users a sample by digest is read,
+bucket file by bucket file, so memory is that of the sample.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from sonder.history.snapshot import read_timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.segments.cluster_matching import FIRST_ID
 from sonder.segments.cluster_names import ClusterName, lifts_of, name_clusters, portrait_lifts
+from sonder.segments.cluster_start import mean_directions, user_sums
 from sonder.segments.cluster_traits import Trait, trait_shares
-from sonder.segments.clusters import CLUSTERS_FILE, NO_CLUSTER, assign
+from sonder.segments.clusters import CLUSTERS_FILE, NO_CLUSTER, assign, with_vector
 
 MATCH_USERS = 500_000
+SAMPLE_VECTORS = 100_000
 _BATCH = 1 << 16
 MATCH_KEY = "sonder/clusters/match/1/"
 
@@ -45,6 +48,15 @@ class ParentClusters:
     @property
     def has_clusters(self) -> bool:
         return bool(self.ids)
+
+
+def read_sample_vectors(vectors: Folder, history: Folder) -> tuple[NDArray[np.float32], bool]:
+    """Vectors of SAMPLE_VECTORS users of the first buckets who have one, and whether that is everybody."""
+    chosen = sample_buckets(history, SAMPLE_VECTORS)
+    users = sum(int(entry["users"]) for entry in read_manifest(history)["buckets"])
+    parts = [with_vector(block) for bucket in chosen for block in vector_blocks(part_file(vectors, bucket))]
+    sample_SD = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
+    return sample_SD[:SAMPLE_VECTORS], users <= SAMPLE_VECTORS
 
 
 def vector_blocks(file: Folder) -> Iterator[NDArray[np.float32]]:
@@ -77,23 +89,41 @@ def rows_of_both(
     vectors: Folder, history: Folder, centroids_KD: NDArray[np.float32], parent: ParentClusters
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row of the new and of the parent's cluster of the common users in a cluster of both [U], or of a sample."""
+    pairs = [
+        (assign(vectors_UD, centroids_KD).rows.astype(np.int64), columns_U)
+        for vectors_UD, columns_U in _common_users(vectors, history, parent)
+    ]
+    rows_U = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in pairs)])
+    columns_U = np.concatenate([np.empty(0, np.int64), *(columns for _, columns in pairs)])
+    return rows_U[rows_U != NO_CLUSTER], columns_U[rows_U != NO_CLUSTER]
+
+
+def parent_means(vectors: Folder, history: Folder, parent: ParentClusters) -> NDArray[np.float32]:
+    """Where the parent's clusters lie now: mean direction of the new vectors of their users, of each that has any."""
+    sums_PD = np.zeros((len(parent.ids), 1))
+    for vectors_UD, columns_U in _common_users(vectors, history, parent):
+        sums_PD = sums_PD + user_sums(vectors_UD, columns_U, len(parent.ids))
+    return mean_directions(sums_PD)
+
+
+def _common_users(
+    vectors: Folder, history: Folder, parent: ParentClusters
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """New vectors of the users in a cluster of the parent, and which of its clusters, bucket by bucket."""
     assert parent.folder is not None
     users = sum(int(entry["users"]) for entry in read_manifest(history)["buckets"])
     share = min(1.0, MATCH_USERS / max(users, 1))
-    found = []
-    for bucket in bucket_numbers(history):
-        drawn = _drawn(pl.DataFrame(part_file(vectors, bucket).read_table()), share)
-        if drawn.height:
-            rows = assign(vectors_of(drawn["vector"].to_arrow()), centroids_KD).rows
-            found.append(pl.DataFrame({"user_id": drawn["user_id"], "row": rows}))
     files = [parent.folder / name for name in parent.folder.files() if name.endswith(".parquet")]
     before = [_drawn(pl.DataFrame(file.read_table(["user_id", "cluster_id"])), share) for file in files]
-    if not found or not before:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
     column_of = pl.DataFrame({"cluster_id": parent.ids, "column": range(len(parent.ids))}).cast(pl.Int16)
+    if not before:
+        return
     old = pl.concat(before).join(column_of, on="cluster_id")
-    both = pl.concat(found).filter(pl.col("row") != NO_CLUSTER).join(old, on="user_id")
-    return both["row"].cast(pl.Int64).to_numpy(), both["column"].cast(pl.Int64).to_numpy()
+    for bucket in bucket_numbers(history):
+        drawn = _drawn(pl.DataFrame(part_file(vectors, bucket).read_table()), share)
+        both = drawn.join(old, on="user_id", maintain_order="left")
+        if both.height:
+            yield vectors_of(both["vector"].to_arrow()), both["column"].cast(pl.Int64).to_numpy()
 
 
 def read_portraits(

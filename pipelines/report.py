@@ -237,6 +237,8 @@ def _clusters(cluster: Mapping[str, Any]) -> ClusterFacts:
         common_users=matching["common_users"],
         ari=matching["ari"],
         share_moved=matching["share_moved"],
+        start=cluster["start"]["reason"],
+        dropped=matching["dropped"],
     )
 
 

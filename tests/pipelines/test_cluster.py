@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 import pipelines.cluster
+import pipelines.cluster_reading
 from pipelines.bucket_tasks import part_file
 from pipelines.cluster import cluster_users
 from pipelines.embed import vector_table
@@ -100,9 +101,7 @@ def test_what_was_written_assigns_as_the_files_say(tmp_path: Path) -> None:
 def test_a_retrain_keeps_ids_and_names_in_another_space(tmp_path: Path) -> None:
     config, target = write_world(tmp_path)
     first = run(config, target)
-    parent = Workspace.at(config.workspace).release("r-parent") / "clusters"
-    for name, content in all_bytes(target).items():
-        (parent / name).write_bytes(content)
+    publish(config, target)
     _, again = write_world(tmp_path, turn=2)
     second = run(config.model_copy(update={"seed": 8}), again, parent="r-parent")
     assert (second["metrics"]["segments.cluster_ari_parent"], second["metrics"]["segments.cluster_share_moved"]) == (
@@ -117,6 +116,54 @@ def test_a_retrain_keeps_ids_and_names_in_another_space(tmp_path: Path) -> None:
     assert max(entry["id"] for entry in more["clusters"]) == 4
 
 
+def publish(config: SonderConfig, target: Folder) -> None:
+    """The clusters of a build become those of the release `r-parent`."""
+    parent = Workspace.at(config.workspace).release("r-parent") / "clusters"
+    for name, content in all_bytes(target).items():
+        (parent / name).write_bytes(content)
+
+
+def test_a_retrain_says_where_it_started_and_a_first_build_too(tmp_path: Path) -> None:
+    config, target = write_world(tmp_path)
+    assert run(config, target)["start"]["clusters_started_from"] == "fresh"
+    publish(config, target)
+    _, again = write_world(tmp_path, turn=2)
+    found = run(config, again, parent="r-parent")
+    assert (found["start"]["clusters_started_from"], found["start"]["reason"]) == ("parent", "kept")
+    assert found["start"]["excess_inertia"] == pytest.approx(0, abs=0.01)
+    assert (again / "clusters" / CLUSTERS_FILE).read_json()["start"] == found["start"]
+
+
+def test_a_cluster_whose_users_are_gone_is_dropped_and_the_others_stay(tmp_path: Path) -> None:
+    config, target = write_world(tmp_path)
+    run(config, target)
+    publish(config, target)
+    before = assigned(target)
+    _, again = write_world(tmp_path, turn=2)
+    for bucket in range(2):
+        table = part_file(again / "vectors", bucket).read_table()
+        user_ids, vectors = table["user_id"].to_pylist(), np.array(table["vector"].to_pylist(), np.float32)
+        vectors[[before[user_id] == 2 for user_id in user_ids]] = 0
+        part_file(again / "vectors", bucket).write_table(vector_table(pa.array(user_ids), vectors))
+    found = run(config, again, parent="r-parent")
+    assert ([entry["id"] for entry in found["clusters"]], found["matching"]["dropped"]) == ([1, 3], [2])
+    assert found["start"]["clusters_started_from"] == "parent"
+    assert assigned(again) == {user_id: None if cluster == 2 else cluster for user_id, cluster in before.items()}
+
+
+def test_where_everybody_is_not_sampled_the_parents_clusters_need_no_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, target = write_world(tmp_path)
+    run(config, target)
+    publish(config, target)
+    monkeypatch.setattr(pipelines.cluster_reading, "SAMPLE_VECTORS", 140)
+    _, again = write_world(tmp_path, turn=2)
+    found = run(config, again, parent="r-parent")
+    assert (found["start"]["clusters_started_from"], found["passes"]) == ("parent", [])
+    assert assigned(again) == assigned(target)
+
+
 def run_with(config: SonderConfig, folder: Path, num_clusters: int) -> dict[str, Any]:
     _, target = write_world(folder, turn=3)
     wished = config.segments.model_copy(update={"num_clusters": num_clusters})
@@ -126,7 +173,7 @@ def run_with(config: SonderConfig, folder: Path, num_clusters: int) -> dict[str,
 def test_passes_over_everybody_start_from_a_sample_and_a_killed_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.cluster, "SAMPLE_VECTORS", 140)
+    monkeypatch.setattr(pipelines.cluster_reading, "SAMPLE_VECTORS", 140)
     config, target = write_world(tmp_path)
     whole = run(config, target)
     assert 2 <= len(whole["passes"]) <= pipelines.cluster.MAX_PASSES

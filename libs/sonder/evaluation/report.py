@@ -35,6 +35,7 @@ from sonder.evaluation.reach_chart import reach_view
 from sonder.evaluation.report_content import ClusterFacts, EmbeddingSample, ReportContent, RetrievalFacts
 from sonder.evaluation.report_facts import (
     CLUSTER_REASONS,
+    CLUSTER_STARTS,
     GLOSSARY,
     MODEL_NAMES,
     REASONS,
@@ -228,7 +229,8 @@ def _clusters(facts: ClusterFacts | None) -> dict[str, Any] | None:
         lifts = [f"{trait} {lift:.1f} times ({percent(share)})" for trait, share, lift in portrait.lifts]
         rows.append({"portrait": portrait, "share": portrait.users / max(total, 1), "mix": mix, "lifts": lifts})
     chart = stability_chart(facts.curve, len(rows)) if facts.curve else None
-    return {"rows": rows, "users": total, "chart": chart, "why": CLUSTER_REASONS.get(facts.reason, "")}
+    why, start = CLUSTER_REASONS.get(facts.reason, ""), CLUSTER_STARTS.get(facts.start, "")
+    return {"rows": rows, "users": total, "chart": chart, "why": why, "start": start}
 
 
 def _score(facts: Any) -> dict[str, Any]:

@@ -121,6 +121,8 @@ class ClusterFacts:
     common_users: int
     ari: float | None
     share_moved: float | None
+    start: str = ""  # why they started where they did, of segments.cluster_start
+    dropped: Sequence[int] = ()  # ids of the parent that no cluster has any more
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,14 @@ CLUSTER_REASONS = {
     "best.",
     "continuum": "No number comes back better than in a cloud without groups: these users are a continuum, and the "
     "clusters are sections of it.",
+    "parent": "The number is that of the parent release, which still holds: within two standard errors of the best.",
     "configured": "The number is given in the configuration.",
+}
+CLUSTER_STARTS = {
+    "kept": "They start where the users of its clusters lie now.",
+    "number_changed": "Its number of clusters no longer holds, so they start afresh.",
+    "parent_fits_worse": "Its clusters fit clearly worse than fresh ones, so they start afresh.",
+    "no_parent": "None of its users is here, so they start afresh.",
 }
 GLOSSARY = (
     ("Encoder", "The model that reads a user's events in order and places the user among the items, as a vector."),

@@ -4,6 +4,7 @@ thresholds   the days and shares that separate the lifecycle states, from config
 clusters     behaviour clusters: k-means over the users' vectors by statistics that add up over blocks
 stability    how many clusters: as many as come back when the users are drawn again
 cluster_traits, cluster_names   what users of a cluster do more than others: its portrait and its name
+cluster_start      where a retrain starts: at its parent's clusters, unless fresh ones are clearly better
 cluster_matching   cluster 7 stays cluster 7 across retrains
 lifecycle    cold, new, core, casual, marginal, dormant, resurrected: the state of each user and since when
 moments      the same states at many moments in one pass

@@ -34,6 +34,7 @@ class Matching:
     common_users: int = 0  # in a cluster of both; a sample where there are many
     ari: float | None = None  # adjusted Rand index over the common users
     share_moved: float | None = None
+    dropped: tuple[int, ...] = ()  # ids of the parent that no cluster has any more
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,15 +58,16 @@ def adjusted_rand_index(users_KP: NDArray[np.int64]) -> float:
     return (together - by_chance) / (most - by_chance) if most != by_chance else 1.0
 
 
-def first_ids(num_clusters: int, *, next_id: int = FIRST_ID) -> Matching:
-    """Ids of clusters that have no parent, in their order."""
-    return Matching(tuple(range(next_id, next_id + num_clusters)), next_id + num_clusters)
+def first_ids(num_clusters: int, *, next_id: int = FIRST_ID, dropped: Sequence[int] = ()) -> Matching:
+    """Ids of clusters that have nothing in common with a parent, in their order."""
+    ids = tuple(range(next_id, next_id + num_clusters))
+    return Matching(ids, next_id + num_clusters, dropped=tuple(dropped))
 
 
 def match_clusters(users_KP: NDArray[np.int64], parent_ids: Sequence[int], *, next_id: int) -> Matching:
     """Ids of the K clusters from the common users in each pair; `next_id` is the parent's."""
     if not users_KP.sum():
-        return first_ids(len(users_KP), next_id=next_id)
+        return first_ids(len(users_KP), next_id=next_id, dropped=parent_ids)
     either_KP = users_KP.sum(axis=1, keepdims=True) + users_KP.sum(axis=0, keepdims=True) - users_KP
     kept: dict[int, int] = {}
     pairs = np.stack(linear_sum_assignment(users_KP, maximize=True), axis=1)
@@ -82,7 +84,8 @@ def match_clusters(users_KP: NDArray[np.int64], parent_ids: Sequence[int], *, ne
             next_id += 1
     common = int(users_KP.sum())
     stayed = sum(int(users_KP[row, column]) for row, column in kept.items())
-    return Matching(tuple(ids), next_id, common, adjusted_rand_index(users_KP), 1 - stayed / common)
+    dropped = tuple(int(parent_id) for parent_id in parent_ids if parent_id not in ids)
+    return Matching(tuple(ids), next_id, common, adjusted_rand_index(users_KP), 1 - stayed / common, dropped)
 
 
 def _pairs(counts: NDArray[np.int64]) -> float:

@@ -12,6 +12,9 @@ of that one's (a lucky draw of the cloud makes no groups). If no gain is above i
 continuum without groups: then the largest k that comes back at least FAIR of the way, so that the
 clusters are at least the same ones tomorrow; the smallest candidate if even that fails. `reason` says which it was.
 
+A retrain keeps its parent's number while that still holds: the same rule, but with CLEARLY standard errors where a new
+number has one (in a continuum, FAIR less as many), so that a number on the edge does not come and go.
+
 Shapes: S users of a sample, D width.
 Source: Ben-Hur, Elisseeff & Guyon 2002 (stability), Tibshirani & Walther 2005 (prediction strength on a third part),
 Tibshirani et al. 2001 (a reference without structure, one standard error).
@@ -21,7 +24,7 @@ Limits: PART_USERS users a part; a group of fewer than some twenty of these user
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,8 @@ REPEATS = 5
 PART_USERS = 1_500
 LEAST_USERS_A_CLUSTER = 10  # of a part, on average
 FAIR = 0.6
-STABLE, CONTINUUM, TOO_FEW = "stable", "continuum", "too_few_users"
+CLEARLY = 2.0  # standard errors
+STABLE, CONTINUUM, TOO_FEW, OF_PARENT = "stable", "continuum", "too_few_users", "parent"
 _RESTARTS, _STEPS = 3, 10  # of one fit: enough to tell ks apart
 _USERS_KEY, _CLOUD_KEY = 1, 2
 
@@ -58,7 +62,7 @@ class StabilityChoice:
     """The number of clusters and why."""
 
     num_clusters: int  # 0 if there are too few users
-    reason: str  # STABLE, CONTINUUM or TOO_FEW
+    reason: str  # STABLE, CONTINUUM, TOO_FEW or OF_PARENT
     curve: tuple[CandidateStability, ...]
     sample_users: int
     repeats: int
@@ -97,6 +101,22 @@ def choose_from(curve: Sequence[CandidateStability]) -> tuple[int, str]:
         return max(e.num_clusters for e in curve if e.gain >= least_gain and e.stability >= least), STABLE
     fair = [entry.num_clusters for entry in curve if entry.stability >= FAIR]
     return max(fair, default=min(entry.num_clusters for entry in curve)), CONTINUUM
+
+
+def number_after(choice: StabilityChoice, num_parent: int) -> StabilityChoice:
+    """The choice of a retrain: its parent's number if that was a candidate and still holds."""
+    of_parent = next((entry for entry in choice.curve if entry.num_clusters == num_parent), None)
+    if of_parent is None or num_parent == choice.num_clusters or not _still_holds(of_parent, choice.curve):
+        return choice
+    return replace(choice, num_clusters=num_parent, reason=OF_PARENT)
+
+
+def _still_holds(entry: CandidateStability, curve: Sequence[CandidateStability]) -> bool:
+    best = max(curve, key=lambda candidate: candidate.gain)
+    if best.gain > best.gain_error:
+        has_gain = entry.gain >= best.gain - CLEARLY * best.gain_error
+        return has_gain and entry.stability >= best.stability - CLEARLY * best.stability_error
+    return entry.stability >= FAIR - CLEARLY * entry.stability_error
 
 
 def _candidate(

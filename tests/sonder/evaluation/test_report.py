@@ -105,6 +105,8 @@ def content_of(word: str) -> ReportContent:
             40,
             0.9,
             0.1,
+            "kept",
+            (5, 6),
         ),
         embedding=EmbeddingSample(
             np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32), ["new"] * 50, [word] * 50
@@ -180,6 +182,11 @@ def test_the_same_content_gives_the_same_bytes_and_the_flat_metrics(tmp_path) ->
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert metrics["retrieval.encoder.hr_at_10"] == 0.5
     assert metrics["data.quarantined"] == 20
+
+
+def test_where_the_clusters_started_is_told_beside_what_moved() -> None:
+    text = " ".join(" ".join(Elements(render(content_of("word"))).text).split())
+    assert "They start where the users of its clusters lie now. Ids that are gone: 5, 6." in text
 
 
 def test_lengths_of_history_stand_in_their_order() -> None:

@@ -45,10 +45,11 @@ def test_a_cluster_that_is_new_gets_an_id_that_was_never_used() -> None:
 
 def test_a_pair_with_little_in_common_is_not_the_same_cluster() -> None:
     found = match_clusters(np.array([[10, 50], [50, 1000]]), (1, 2), next_id=3)
-    assert found.ids == (3, 2)
+    assert (found.ids, found.dropped) == ((3, 2), (1,))
 
 
 def test_without_common_users_everything_is_new() -> None:
     found = match_clusters(np.zeros((2, 3), np.int64), (1, 2, 3), next_id=4)
     assert (found.ids, found.next_id, found.ari, found.share_moved) == ((4, 5), 6, None, None)
+    assert found.dropped == (1, 2, 3)
     assert first_ids(2).ids == (1, 2)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sonder.segments.stability import CONTINUUM, STABLE, TOO_FEW, CandidateStability, choose_from, choose_num_clusters
+from sonder.segments.stability import (
+    CONTINUUM,
+    OF_PARENT,
+    STABLE,
+    TOO_FEW,
+    CandidateStability,
+    StabilityChoice,
+    choose_from,
+    choose_num_clusters,
+    number_after,
+)
 from tests.blobs import blobs
 
 FEW = (2, 3, 4, 5, 6, 7, 8)
@@ -56,3 +66,22 @@ def test_a_lucky_cloud_makes_no_groups() -> None:
 def test_a_continuum_is_cut_as_often_as_the_cuts_come_back() -> None:
     assert choose_from(curve_of((2, 0.9, 0.9), (4, 0.7, 0.7), (6, 0.5, 0.6))) == (4, CONTINUUM)
     assert choose_from(curve_of((2, 0.4, 0.5), (4, 0.3, 0.4))) == (2, CONTINUUM)
+
+
+def after(num_parent: int, *rows: tuple[int, float, float]) -> tuple[int, str]:
+    curve = curve_of(*rows)
+    found = number_after(StabilityChoice(*choose_from(curve), tuple(curve), 900, 5), num_parent)
+    return found.num_clusters, found.reason
+
+
+def test_a_retrain_keeps_its_parents_number_until_that_is_clearly_worse() -> None:
+    assert after(6, (4, 0.95, 0.50), (6, 0.92, 0.52)) == (6, OF_PARENT)  # .05 of gain: more than one error, within two
+    assert after(6, (4, 0.95, 0.50), (6, 0.92, 0.54)) == (4, STABLE)
+    assert after(6, (4, 0.95, 0.50), (6, 0.90, 0.455)) == (4, STABLE)  # the gain is there, the stability is not
+    assert after(4, (4, 0.95, 0.50), (6, 0.94, 0.50)) == (4, OF_PARENT)  # 6 is as good, which is no reason to go
+    assert after(5, (4, 0.95, 0.50), (6, 0.80, 0.36)) == (4, STABLE)  # no candidate
+
+
+def test_in_a_continuum_the_parents_number_stays_while_it_is_fair() -> None:
+    assert after(6, (4, 0.7, 0.7), (6, 0.57, 0.6)) == (6, OF_PARENT)
+    assert after(6, (4, 0.7, 0.7), (6, 0.55, 0.6)) == (4, CONTINUUM)
