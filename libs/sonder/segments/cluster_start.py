@@ -8,8 +8,8 @@ parent's clusters settle before that, the fresh start is taken. A cluster whose 
 number of clusters is then smaller by it (`sonder.segments.stability.number_after` decides whether that still holds).
 
 Shapes: S users of a sample, K clusters, P of the parent, D width.
-Source: Ben-David, von Luxburg & Pal 2006 (equally good cuts make k-means unstable); WORSE is what the parent's means
-cost at most in measured retrains of synthetic worlds (benchmarks/clusters_2026-11-23.md).
+Source: Ben-David, von Luxburg & Pal 2006 (equally good cuts make k-means unstable); the parent's
+means cost 1.2 to 2.5 % in measured retrains of synthetic worlds (benchmarks/clusters_2026-11-23.md).
 Limits: there one cluster of 24 is worth about half of WORSE, so a small group that appeared since the parent may wait
 for its own cluster until the number changes; a given number (`segments.num_clusters`) other than the parent's does it.
 """
