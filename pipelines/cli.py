@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience
+from pipelines import cli_audience, cli_features, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -30,6 +30,8 @@ app = typer.Typer(
 release_app = typer.Typer(help="List, show, promote and roll back releases.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
 app.add_typer(cli_audience.app, name="audience")
+app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
+app.add_typer(cli_features.app, name="features")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]
@@ -264,7 +266,10 @@ def serve(
     resolved = load(config, overrides or ())
     start = importlib.import_module("services.gateway.start")  # by name: pipelines and services are strangers
     start.serve_forever(
-        workspace=resolved.workspace, host=host or resolved.serving.host, port=port or resolved.serving.port
+        workspace=resolved.workspace,
+        host=host or resolved.serving.host,
+        port=port or resolved.serving.port,
+        log_features=resolved.serving.log_features,
     )
 
 

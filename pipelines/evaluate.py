@@ -30,7 +30,7 @@ from sonder.segments.lifecycle import lifecycle_of
 from sonder.segments.thresholds import derive_thresholds
 
 logger = logging.getLogger("sonder")
-SCORE_METRICS = ("auc", "pr_auc", "ece", "base_rate", "users")
+NOT_MEASURED = ("rounds", "cutoff_us", "calibration_users", "reads_embedding")  # numbers that say how, not how good
 
 
 def evaluate_build(
@@ -111,8 +111,8 @@ def flat_scores(score_metrics: dict[str, Any]) -> dict[str, float]:
     """`scores.<name>.<metric>` of the tasks that were learnt."""
     learnt = score_metrics.get("metrics", {})
     return {
-        f"scores.{name}.{metric}": values[metric]
+        f"scores.{name}.{metric}": value
         for name, values in learnt.items()
-        for metric in SCORE_METRICS
-        if values.get(metric) is not None
+        for metric, value in values.items()
+        if isinstance(value, int | float) and metric not in NOT_MEASURED
     }

@@ -38,7 +38,7 @@ class ProfileBucket:
         self.vocabulary = Vocabulary.load(Folder.at(items))
         heads = load_heads(self.target / "scores")
         self.clusters = Clusters.load(self.target / "clusters")
-        self.base_rates = {head.task.name: float(head.metrics["base_rate"]) for head in heads}
+        self.base_rates = {name: mean for head in heads for name, mean in head.fallbacks.items()}
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         file = part_file(self.target / "profiles", bucket)

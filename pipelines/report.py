@@ -20,7 +20,7 @@ from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.evaluation.affinity import AffinityQuality
-from sonder.evaluation.classification import evaluate_score
+from sonder.evaluation.classification import ScoreQuality
 from sonder.evaluation.evaluate import RetrievalEvaluation
 from sonder.evaluation.report import write_report
 from sonder.evaluation.report_content import (
@@ -191,11 +191,10 @@ def _scores(config: SonderConfig, target: Folder) -> list[ScoreFacts]:
         if refusal := refusals.get(task.name):
             facts.append(ScoreFacts(task.name, promise_of(task), "", None, refusal.reason))
             continue
-        tested = (target / "scores" / "test" / f"{task.name}.parquet").read_table()
-        labels, values = tested.column("label").to_numpy(), tested.column("value").to_numpy()
-        cutoff = tested.column("cutoff")[0].as_py() if tested.num_rows else None
-        quality = evaluate_score(labels.astype(np.int8), values)
-        facts.append(ScoreFacts(task.name, promise_of(task), f"{cutoff:%Y-%m-%d}" if cutoff else "", quality))
+        judged = (target / "scores" / "quality" / f"{task.name}.json").read_json()
+        is_one_chance = task.kind in ("action", "churn")
+        quality = ScoreQuality.from_dict(judged["quality"]) if is_one_chance else None
+        facts.append(ScoreFacts(task.name, promise_of(task), judged["cutoffs"][0], quality, None, judged))
     return facts
 
 

@@ -18,8 +18,9 @@ import polars as pl
 
 from pipelines.bucket_tasks import over_buckets, part_file
 from pipelines.lookalike import Asked, rank_users
-from sonder.core.config import ScoreTask, SonderConfig
+from sonder.core.config import SonderConfig
 from sonder.core.ids import unit_interval
+from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder, read_manifest
 from sonder.evaluation.reach_chart import ReachFacts, ReachRow
 from sonder.events.contract import Col

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipelines.story import pick_users, tell_story
-from sonder.core.config import ScoreTask, SonderConfig
+from sonder.core.config import SonderConfig
+from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder
 from sonder.evaluation.report_content import Story, StoryEvent, StoryInterest, StoryLeaning, StoryScore
 
@@ -18,10 +20,29 @@ def tell_stories(config: SonderConfig, target: Folder, history: Folder, profiles
 
 
 def promise_of(task: ScoreTask) -> str:
-    """Completes the sentence `the chance that a user …`."""
-    if task.churn:
-        return f"shows no activity for {task.within_days} days"
-    return f"does `{task.action}` within {task.within_days} days"
+    """Completes the sentence `the chance that a user …`, or says which amount is expected."""
+    days, action = f"within {task.within_days} days", f"of `{task.action}` " if task.action else ""
+    match task.kind:
+        case "churn":
+            return f"shows no activity for {task.within_days} days"
+        case "next_category":
+            return f"has an event {action}in the category {days}"
+        case "value":
+            return f"expected sum of values {action}{days}"
+        case "count":
+            return f"expected number of events {action}{days}"
+    return f"does `{task.action}` {days}"
+
+
+def _is_told(score: Mapping[str, Any]) -> bool:
+    """Of a score for each category the leading one alone, which has drivers."""
+    return "/" not in score["name"] or bool(score["drivers"])
+
+
+def _score(task: ScoreTask, score: Mapping[str, Any]) -> StoryScore:
+    told = f"{100 * score['value']:.1f} %" if task.is_probability else f"{score['value']:,.2f}"
+    promise = f"chance that the user {promise_of(task)}" if task.is_probability else promise_of(task)
+    return StoryScore(score["name"], promise, told, [driver["reason"] for driver in score["drivers"] or []])
 
 
 def _story(config: SonderConfig, target: Folder, history: Folder, user_id: str) -> Story:
@@ -34,7 +55,7 @@ def _story(config: SonderConfig, target: Folder, history: Folder, user_id: str) 
         sensitive=config.users.sensitive if config.users is not None else (),
     )
     profile = told.profile
-    promises = {task.name: promise_of(task) for task in config.scores}
+    tasks = {task.name: task for task in config.scores}
     return Story(
         user_id=user_id,
         lifecycle=profile["segments"]["lifecycle"],
@@ -49,10 +70,7 @@ def _story(config: SonderConfig, target: Folder, history: Folder, user_id: str) 
             StoryInterest(i["name"], i["category"], i["weight"], i["state"], i["num_events"])
             for i in profile["interests"]
         ],
-        scores=[
-            StoryScore(s["name"], promises[s["name"]], s["value"], [d["reason"] for d in s["drivers"] or []])
-            for s in profile["scores"]
-        ],
+        scores=[_score(tasks[s["name"].split("/")[0]], s) for s in profile["scores"] if _is_told(s)],
         cluster=profile["segments"]["cluster"],
         likes=[StoryLeaning(like.category, like.share, like.lift, like.is_refused) for like in told.likes],
         dislikes=[StoryLeaning(less.category, less.share, less.lift, less.is_refused) for less in told.dislikes],

@@ -1,17 +1,21 @@
-"""The rows that heads are trained, stopped, calibrated and tested on: features and labels per task, part and bucket.
+"""The rows that heads are trained, stopped, calibrated and tested on: one file of features per cutoff and bucket.
 
-Written to target/<task>/<part>/bucket=NNN/part-0.parquet with user_id, cutoff, label and one fixed-size list of
-features; target/done/bucket=NNN.json is written last, with the counts, and a bucket that has it is not done again.
-Parts of a task (sonder.scoring.tasks has the windows):
-later_time       train: the training cutoffs; stop, calibration: one half each of the users at the calibration cutoff
+target/cutoff=US/bucket=NNN/part-0.parquet holds every sampled user with an event before the cutoff: user_id, draw (a
+number in [0, 1) by the digest of the id), lifecycle and tenure at the cutoff, `features`, and for each task asked at
+this cutoff `label:<task>`, a list of its outputs' labels, null for who is not asked. Features are computed once per
+cutoff, whatever the number of tasks. target/done/bucket=NNN.json is written last, and such a bucket is not done again.
+Parts of a model (sonder.scoring.cutoffs has the points in time):
+later_time       train: the training cutoffs; calibration: the users at the calibration cutoff; stop: half of them. What
+                 stops the boosting is nearly new to it, and twice the rows calibrate better (benchmarks/scores)
 held_out_users   train, stop, calibration: 60, 20 and 20 % of the users at the one cutoff before the test
-A user's half or fifth is drawn by the digest of its id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,155 +24,221 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import part_file
-from sonder.core.config import ScoreTask
 from sonder.core.ids import unit_interval
+from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder
-from sonder.encoder.artefact import load_encoder
+from sonder.encoder.artefact import Encoder, load_encoder
 from sonder.encoder.inference import embed_users
-from sonder.events.contract import TIMESTAMP_TYPE
 from sonder.history.snapshot import read_timelines
-from sonder.history.timelines import Timelines
+from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
-from sonder.scoring.features import compute_features
-from sonder.scoring.specification import FeatureSpec, bind
-from sonder.scoring.tasks import CutoffPlan, label_task
+from sonder.profiles.user_features import LIFECYCLE, UserFeatures
+from sonder.scoring.cutoffs import CutoffPlan
+from sonder.scoring.specification import FeatureSpec
+from sonder.scoring.tasks import label_task
+from sonder.segments.lifecycle import STATES, lifecycle_of
+from sonder.segments.thresholds import LifecycleThresholds
 
 PARTS = ("train", "stop", "calibration", "test")
 SPLIT_KEY = "sonder/score/split/1/"
+SAMPLE_KEY = "sonder/score/sample/1/"
 
 
 @dataclass(frozen=True)
-class TaskPlan:
-    """One task with its points in time and what it reads."""
+class ModelPlan:
+    """One model of one task: its points in time and the columns it reads."""
 
     task: ScoreTask
     plan: CutoffPlan
     spec: FeatureSpec
+    outputs: tuple[str, ...]
+    is_backtest: bool = False
 
     @property
     def name(self) -> str:
-        return self.task.name
+        """Of the model; a task may have two."""
+        return f"{self.task.name}.backtest" if self.is_backtest else self.task.name
+
+    @property
+    def column(self) -> str:
+        """Of the labels in the rows."""
+        return f"label:{self.task.name}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"task": self.task.model_dump(mode="json"), "plan": self.plan.to_dict(), "spec": self.spec.to_dict()}
+        return {
+            "task": self.task.model_dump(mode="json"),
+            "plan": self.plan.to_dict(),
+            "spec": self.spec.to_dict(),
+            "outputs": list(self.outputs),
+            "is_backtest": self.is_backtest,
+        }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> TaskPlan:
+    def from_dict(cls, content: Mapping[str, Any]) -> ModelPlan:
         return cls(
             task=ScoreTask.model_validate(content["task"]),
             plan=CutoffPlan.from_dict(content["plan"]),
             spec=FeatureSpec.from_dict(content["spec"]),
+            outputs=tuple(content["outputs"]),
+            is_backtest=bool(content["is_backtest"]),
         )
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Training or test rows of one task: N users at their cutoffs."""
+class Slice:
+    """Rows of one cutoff whose users' draws lie in [low, high)."""
 
-    user_ids: pa.Array
-    cutoffs_us: NDArray[np.int64]
-    labels: NDArray[np.bool_]
-    features: NDArray[np.float32]  # [N, F]
+    cutoff_us: int
+    low: float
+    high: float
+
+    def holds(self, draws_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = (draws_N >= self.low) & (draws_N < self.high)
+        return inside
+
+
+def slices_of(plan: CutoffPlan, part: str) -> list[Slice]:
+    """Where the rows of a part lie."""
+    if part == "test":
+        return [Slice(cutoff_us, 0.0, 1.0) for cutoff_us in plan.asked_us]
+    if plan.calibrated_on == "held_out_users":
+        low, high = {"train": (0.0, 0.6), "stop": (0.6, 0.8), "calibration": (0.8, 1.0)}[part]
+        return [Slice(plan.calibration_us, low, high)]
+    if part == "train":
+        return [Slice(cutoff_us, 0.0, 1.0) for cutoff_us in plan.train_us]
+    return [Slice(plan.calibration_us, 0.0, 0.5 if part == "stop" else 1.0)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one part in one file: N users at one cutoff."""
+
+    table: pa.Table
+
+    @property
+    def cutoffs_us(self) -> NDArray[np.int64]:
+        cutoffs: NDArray[np.int64] = self.table.column("cutoff_us").to_numpy()
+        return cutoffs
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        """[N, F], as wide as the cutoff's widest reader wanted."""
+        column = self.table.column("features").combine_chunks()
+        flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), column.type.list_size)
+
+    def labels(self, model: ModelPlan) -> NDArray[np.float64]:
+        """[N, K], NaN in the rows that the task does not ask."""
+        column = self.table.column(model.column).combine_chunks()
+        labels = np.full((len(column), len(model.outputs)), np.nan)
+        values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
+        width = column.type.list_size
+        asked = column.is_valid().to_numpy(zero_copy_only=False)
+        labels[asked] = values.reshape(-1, width)[:, self._places(model)]
+        return labels
+
+    def _places(self, model: ModelPlan) -> NDArray[np.int64]:
+        """Columns of the outputs that the model kept, among those that were written."""
+        written = self.table.schema.field(model.column).metadata
+        names = json.loads(written[b"outputs"])
+        return np.array([names.index(output) for output in model.outputs])
+
+
+def read_rows(rows: Folder, part: Slice, bucket: int, columns: Sequence[str]) -> Rows:
+    """Rows of a slice in one bucket with these columns."""
+    table = part_file(rows / f"cutoff={part.cutoff_us}", bucket).read_table(["draw", *columns])
+    table = table.filter(pa.array(part.holds(table.column("draw").to_numpy())))
+    return Rows(table.append_column("cutoff_us", pa.array(np.full(table.num_rows, part.cutoff_us))))
 
 
 class ScoreRowsBucket:
-    """The bucket task: reads a bucket's histories once and cuts them at every cutoff of every task."""
+    """The bucket task: reads a bucket's histories once and cuts them at every cutoff of every model."""
 
-    def __init__(self, history: str, items: str, encoder: str, target: str, tasks: Sequence[Mapping[str, Any]]) -> None:
-        self.history, self.target = Folder.at(history), Folder.at(target)
+    def __init__(
+        self,
+        history: str,
+        items: str,
+        encoder: str,
+        target: str,
+        models: Sequence[Mapping[str, Any]],
+        share: float,
+    ) -> None:
+        self.history, self.target, self.share = Folder.at(history), Folder.at(target), share
         self.vocabulary = Vocabulary.load(Folder.at(items))
-        self.tasks = [TaskPlan.from_dict(task) for task in tasks]
-        self.spec = max((task.spec for task in self.tasks), key=lambda spec: spec.embedding_dim)
-        self.encoder = load_encoder(Folder.at(encoder)) if self.spec.embedding_dim else None
+        self.models = [ModelPlan.from_dict(model) for model in models]
+        self.encoder = load_encoder(Folder.at(encoder))
+        specs = {model.spec.num_features: model.spec for model in self.models}
+        self.features = {
+            width: UserFeatures.of(spec, self.vocabulary, self.encoder.item_vectors) for width, spec in specs.items()
+        }
+        self.thresholds = LifecycleThresholds.from_dict(self.models[0].spec.settings[LIFECYCLE])
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         done = self.target / "done" / f"bucket={bucket:03d}.json"
         if done.exists():
             counts: dict[str, Any] = done.read_json()
             return counts
-        timelines = read_timelines(self.history, self.vocabulary, [bucket])
-        counts = {}
-        for task in self.tasks:
-            counts[task.name] = {}
-        for name, part, rows in self._rows(timelines):
-            write_part(self.target / name / part, bucket, rows)
-            counts[name][part] = [len(rows.labels), int(rows.labels.sum())]
+        timelines = self._sampled(read_timelines(self.history, self.vocabulary, [bucket]))
+        for cutoff_us in sorted({cutoff for model in self.models for cutoff in model.plan.all_us}):
+            part_file(self.target / f"cutoff={cutoff_us}", bucket).write_table(self._rows(timelines, cutoff_us))
+        counts = {model.name: {part: self._count(model, part, bucket) for part in PARTS} for model in self.models}
         done.write_json(counts)
         return counts
 
-    def _rows(self, timelines: Timelines) -> Iterator[tuple[str, str, Rows]]:
-        draws = unit_interval(pl.Series(timelines.user_ids.to_pylist(), dtype=pl.String), SPLIT_KEY)
-        collected: dict[tuple[str, str], list[Rows]] = {}
-        for cutoff_us in sorted({cutoff for task in self.tasks for cutoff in task.plan.all_us}):
-            asked = [task for task in self.tasks if cutoff_us in task.plan.all_us]
-            features = self._features(timelines, cutoff_us, with_embedding=any(t.spec.embedding_dim for t in asked))
-            for task in asked:
-                eligible, labels = label_task(task.task, timelines, self.vocabulary, cutoff_us=cutoff_us)
-                for part, is_in_part in parts_at(task.plan, cutoff_us, draws):
-                    rows = np.flatnonzero(eligible & is_in_part)
-                    cut = Rows(
-                        user_ids=timelines.user_ids.take(pa.array(rows)),
-                        cutoffs_us=np.full(len(rows), cutoff_us),
-                        labels=labels[rows],
-                        features=features[rows, : task.spec.num_features],
-                    )
-                    collected.setdefault((task.name, part), []).append(cut)
-        for (name, part), pieces in collected.items():
-            yield name, part, _concat(pieces)
+    def _sampled(self, timelines: Timelines) -> Timelines:
+        if self.share >= 1:
+            return timelines
+        return timelines.take(np.flatnonzero(draws_of(timelines.user_ids, SAMPLE_KEY) < self.share))
 
-    def _features(self, timelines: Timelines, cutoff_us: int, *, with_embedding: bool) -> NDArray[np.float32]:
-        spec = self.spec if with_embedding else self.spec.without_embedding()
-        embeddings = None
-        if with_embedding:
-            assert self.encoder is not None
-            embeddings = embed_users(self.encoder, timelines, as_of_us=cutoff_us)
-        return compute_features(bind(spec, self.vocabulary), timelines, cutoff_us=cutoff_us, embeddings_UD=embeddings)
-
-
-def parts_at(plan: CutoffPlan, cutoff_us: int, draws_U: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Which users belong to which parts at one cutoff of a plan."""
-    if cutoff_us == plan.test_us:
-        return [("test", np.ones(len(draws_U), dtype=np.bool_))]
-    if plan.calibrated_on == "later_time":
-        if cutoff_us == plan.calibration_us:
-            return [("stop", draws_U < 0.5), ("calibration", draws_U >= 0.5)]
-        return [("train", np.ones(len(draws_U), dtype=np.bool_))]
-    is_train, is_calibration = draws_U < 0.6, draws_U >= 0.8
-    return [("train", is_train), ("stop", ~is_train & ~is_calibration), ("calibration", is_calibration)]
-
-
-def write_part(folder: Folder, bucket: int, rows: Rows) -> None:
-    num, width = rows.features.shape
-    features = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows.features).ravel()), width)
-    table = pa.table(
-        {
-            "user_id": rows.user_ids.cast(pa.string()),
-            "cutoff": pa.array(rows.cutoffs_us, pa.int64()).cast(TIMESTAMP_TYPE),
-            "label": pa.array(rows.labels),
-            "features": features if num else pa.array([], pa.list_(pa.float32(), width)),
+    def _rows(self, timelines: Timelines, cutoff_us: int) -> pa.Table:
+        known = timelines.take(np.flatnonzero(timelines.before(cutoff_us).lengths > 0))
+        history = known.before(cutoff_us)
+        asked = {model.column: model for model in self.models if cutoff_us in model.plan.all_us}
+        width = max(m.spec.num_features for m in self.models if cutoff_us in m.plan.all_us)
+        features = features_at(self.features[width], self.encoder, history, cutoff_us)
+        assert features is not None
+        first_us = known.times_us[known.offsets[:-1]]
+        columns: dict[str, pa.Array] = {
+            "user_id": known.user_ids,
+            "draw": pa.array(draws_of(known.user_ids, SPLIT_KEY)),
+            "lifecycle": pa.array(STATES, pa.string()).take(
+                pa.array(lifecycle_of(history, as_of_us=cutoff_us, thresholds=self.thresholds))
+            ),
+            "tenure_days": pa.array((cutoff_us - first_us) / MICROSECONDS_PER_DAY),
+            "features": _fixed_lists(features),
         }
-    )
-    part_file(folder, bucket).write_table(table)
+        fields = [pa.field(name, column.type) for name, column in columns.items()]
+        for name, model in asked.items():
+            eligible, labels = label_task(model.task, model.outputs, known, self.vocabulary, cutoff_us=cutoff_us)
+            columns[name] = _fixed_lists(labels.reshape(len(eligible), -1), is_valid=eligible)
+            fields.append(pa.field(name, columns[name].type, metadata={"outputs": json.dumps(model.outputs)}))
+        return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
+
+    def _count(self, model: ModelPlan, part: str, bucket: int) -> list[Any]:
+        """Users asked, and those with a label above 0 for each output."""
+        labels = [
+            read_rows(self.target, cut, bucket, [model.column]).labels(model) for cut in slices_of(model.plan, part)
+        ]
+        asked = np.concatenate(labels)
+        return [int(np.isfinite(asked[:, 0]).sum()), (np.nan_to_num(asked) > 0).sum(axis=0).tolist()]
 
 
-def read_part(folder: Folder, buckets: Sequence[int]) -> Rows:
-    """Rows of some buckets of one part of a task."""
-    tables = [part_file(folder, bucket).read_table() for bucket in buckets]
-    table = pa.concat_tables(tables).combine_chunks()
-    width = table.schema.field("features").type.list_size
-    flat = table.column("features").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return Rows(
-        user_ids=table.column("user_id").combine_chunks(),
-        cutoffs_us=table.column("cutoff").cast(pa.int64()).to_numpy(),
-        labels=table.column("label").to_numpy(),
-        features=flat.reshape(table.num_rows, width),
-    )
+def features_at(
+    features: UserFeatures | None, encoder: Encoder, timelines: Timelines, cutoff_us: int
+) -> NDArray[np.float32] | None:
+    """Features [U, F] of every user at a cutoff, with the users embedded only if these are read; None for None."""
+    if features is None:
+        return None
+    vectors = embed_users(encoder, timelines, as_of_us=cutoff_us) if features.needs_vectors else None
+    return features.compute(timelines, vectors, as_of_us=cutoff_us)
 
 
-def _concat(pieces: list[Rows]) -> Rows:
-    return Rows(
-        user_ids=pa.concat_arrays([piece.user_ids for piece in pieces]),
-        cutoffs_us=np.concatenate([piece.cutoffs_us for piece in pieces]),
-        labels=np.concatenate([piece.labels for piece in pieces]),
-        features=np.concatenate([piece.features for piece in pieces]),
-    )
+def draws_of(user_ids: pa.Array, key: str) -> NDArray[np.float64]:
+    """A number in [0, 1) for each user, the same whenever and wherever it is asked."""
+    return unit_interval(pl.Series(user_ids.to_pylist(), dtype=pl.String), key)
+
+
+def _fixed_lists(matrix_NF: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(matrix_NF).ravel())
+    mask = None if is_valid is None else pa.array(~is_valid)
+    return pa.FixedSizeListArray.from_arrays(flat, matrix_NF.shape[1], mask=mask)

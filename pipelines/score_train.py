@@ -1,14 +1,17 @@
 """All boosters of a configuration in one XGBoostTrainer run: starting Ray Train costs more than most heads.
 
-Each worker reads its share of the buckets of every task; xgboost adds the histograms of all workers up. Rank 0 writes
-target/<task>.xgb.json as soon as a task is trained; a task whose file exists is left out, so a killed run goes on
-with the task it was at. `num_workers=0` runs the same loop in this process.
+Each worker reads its share of the buckets; xgboost adds the histograms of all workers up. Rank 0 writes
+target/<task>.xgb.json as soon as a task is trained, with target/<task>.search.json beside it; a task whose file exists
+is left out, and within a task a killed run goes on from its last saved rounds (rows/progress). `num_workers=0` runs
+the same loop in this process. The older models of the backtest are trained in the same run, into rows/backtest, with
+the first setting of the search: the settings that later data chose would be news from their future.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import ray.train
@@ -17,25 +20,43 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.xgboost import XGBoostTrainer
 
 from pipelines.ray_runtime import ensure_ray, worker_errors
-from pipelines.score_rows import TaskPlan, read_part
+from pipelines.score_matrix import RowFiles, quantised, set_labels, shared_rows
+from pipelines.score_rows import ModelPlan
+from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
-from sonder.scoring.heads import booster_file, train_booster
+from sonder.scoring.heads import booster_file, save_booster
+from sonder.scoring.training import (
+    COMMON,
+    NOTHING_YET,
+    TRIALS,
+    Progress,
+    Trial,
+    best_trees,
+    choose,
+    grow,
+    monotone_constraints,
+    objective_of,
+)
 
 MOST_FAILURES = 3
 
 
 def train_boosters(
-    tasks: Sequence[TaskPlan],
+    models: Sequence[ModelPlan],
     rows: Folder,
     target: Folder,
     buckets: Sequence[int],
+    config: SonderConfig,
     *,
-    seed: int,
+    num_rows: Mapping[str, int],
     num_workers: int | None = None,
 ) -> None:
-    """Train every task that has no booster in `target` yet. `num_workers` None: one, with all cores."""
-    open_tasks = [task.name for task in tasks if not booster_file(target, task.name).exists()]
-    if not open_tasks:
+    """Train every model that has no booster yet; `num_rows` of each training matrix by the model's name.
+
+    `num_workers` None: one, with all cores.
+    """
+    open_models = [model for model in models if not booster_file(folder_of(model, rows, target), model.name).exists()]
+    if not open_models:
         return
     workers = min(1 if num_workers is None else num_workers, len(buckets))
     if workers:
@@ -45,11 +66,14 @@ def train_boosters(
     trainer = XGBoostTrainer(
         train_loop_per_worker,
         train_loop_config={
-            "tasks": open_tasks,
+            "models": [model.to_dict() for model in open_models],
             "rows": rows.uri,
             "target": target.uri,
             "buckets": list(buckets),
-            "seed": seed,
+            "num_rows": dict(num_rows),
+            "max_gib": config.scoring.max_matrix_gib,
+            "trials": config.scoring.trials,
+            "seed": config.seed,
             "num_threads": max(_num_cores() // max(workers, 1), 1),
         },
         scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
@@ -61,24 +85,90 @@ def train_boosters(
         trainer.fit()
 
 
+def folder_of(model: ModelPlan, rows: Folder, target: Folder) -> Folder:
+    """Where a model's booster is written; that of a backtest is not part of the release."""
+    return rows / "backtest" if model.is_backtest else target
+
+
 def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
-    """One worker: its buckets of each task, the booster that all workers grow together, written by the first."""
+    """One worker: its buckets of each model, the booster that all workers grow together, written by the first."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    rows, target = Folder.at(arguments["rows"]), Folder.at(arguments["target"])
-    for task in arguments["tasks"]:
-        if booster_file(target, task).exists():  # after a failure: written by an earlier run of this loop
-            continue
-        train, stop = (_matrix(rows / task / part, arguments["buckets"][rank::world]) for part in ("train", "stop"))
-        booster = train_booster(train, stop, seed=arguments["seed"], num_threads=arguments["num_threads"])
-        if rank == 0:
-            booster_file(target, task).write_bytes(bytes(booster.save_raw("json")))
-        ray.train.report({"task": task, "rounds": booster.num_boosted_rounds()})
+    loop = _Loop(arguments, rank=rank, world=world)
+    models = [ModelPlan.from_dict(model) for model in arguments["models"]]
+    for _, group in groupby(sorted(models, key=shared_rows), key=shared_rows):
+        for name, rounds in loop.train_group(list(group)):
+            ray.train.report({"model": name, "rounds": rounds})
 
 
-def _matrix(folder: Folder, buckets: Sequence[int]) -> xgboost.DMatrix:
-    part = read_part(folder, buckets)
-    return xgboost.DMatrix(part.features, part.labels)
+class _Loop:
+    """What all models of one worker have in common."""
+
+    def __init__(self, arguments: Mapping[str, Any], *, rank: int, world: int) -> None:
+        self.rows, self.target = Folder.at(arguments["rows"]), Folder.at(arguments["target"])
+        self.arguments, self.rank = arguments, rank
+        self.buckets = arguments["buckets"][rank::world]
+
+    def train_group(self, models: Sequence[ModelPlan]) -> Iterator[tuple[str, int]]:
+        """Train models that share their rows -> (name, rounds) of each as it is written."""
+        models = [model for model in models if not self._file(model).exists()]  # after a failure: written before it
+        if not models:
+            return
+        first = models[0]
+        files = {part: RowFiles.of(self.rows, first, part, self.buckets) for part in ("train", "stop")}
+        size = {"num_rows": self.arguments["num_rows"][first.name], "max_gib": self.arguments["max_gib"]}
+        train = quantised(files["train"], first.spec.num_features, **size)
+        stop = quantised(files["stop"], first.spec.num_features, ref=train, **size)
+        for model in models:
+            set_labels(train, files["train"].labels(model))
+            set_labels(stop, files["stop"].labels(model))
+            booster = self._search(model, train, stop)
+            yield model.name, booster.num_boosted_rounds()
+
+    def _search(self, model: ModelPlan, train: xgboost.DMatrix, stop: xgboost.DMatrix) -> xgboost.Booster:
+        num_trials = 1 if model.is_backtest else self.arguments["trials"]
+        trials, best = [], None
+        for number, setting in enumerate(TRIALS[:num_trials]):
+            grown = self._grow(model, number, self._parameters(model, setting), train, stop)
+            trials.append(Trial(setting, grown.best_round + 1, grown.losses[grown.best_round]))
+            if choose(trials) == number:
+                best = best_trees(grown)
+        assert best is not None
+        if self.rank == 0:
+            folder = folder_of(model, self.rows, self.target)
+            search = [trial.to_dict() for trial in trials]
+            (folder / f"{model.name}.search.json").write_json({"trials": search, "chosen": choose(trials)})
+            save_booster(best, folder, model.name)
+        return best
+
+    def _parameters(self, model: ModelPlan, setting: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = {"seed": self.arguments["seed"], "nthread": self.arguments["num_threads"]}
+        constraints = monotone_constraints(model.task, model.spec)
+        return {**COMMON, **setting, **objective_of(model.task).parameters(), **constraints, **chosen}
+
+    def _grow(
+        self, model: ModelPlan, number: int, parameters: dict[str, Any], train: xgboost.DMatrix, stop: xgboost.DMatrix
+    ) -> Progress:
+        folder = self.rows / "progress" / f"{model.name}.{number}"
+
+        def save(progress: Progress) -> None:
+            if self.rank == 0 and progress.booster is not None:
+                save_booster(progress.booster, folder, str(len(progress.losses)))
+                (folder / "losses.json").write_json(list(progress.losses))
+
+        return grow(train, stop, parameters, start=_saved(folder), save=save)
+
+    def _file(self, model: ModelPlan) -> Folder:
+        return booster_file(folder_of(model, self.rows, self.target), model.name)
+
+
+def _saved(folder: Folder) -> Progress:
+    """What an interrupted run of a trial left; the losses are written after the trees that they speak of."""
+    if not (folder / "losses.json").exists():
+        return NOTHING_YET
+    losses = tuple((folder / "losses.json").read_json())
+    booster = xgboost.Booster(model_file=bytearray(booster_file(folder, str(len(losses))).read_bytes()))
+    return Progress(booster, losses)
 
 
 def _num_cores() -> int:

@@ -48,6 +48,7 @@ class GatewayArgs(BaseModel):
 
     workspace: str = Field(description="local folder or URI, the same on every node")
     release: str | None = Field(None, description="the current one if not named")
+    log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
 
 def build(args: GatewayArgs) -> Application:
@@ -57,6 +58,9 @@ def build(args: GatewayArgs) -> Application:
     Registry(workspace).show(release)  # a wrong id is told here, not in five constructors
     where = {"workspace": workspace.root.uri, "release": release}
     stages = {
-        name: serve.deployment(kind, name=name).options(**STAGE_OPTIONS).bind(**where) for name, kind in STAGES.items()
+        name: serve.deployment(kind, name=name)
+        .options(**STAGE_OPTIONS)
+        .bind(**where, **({"log_features": args.log_features} if kind is Scoring else {}))
+        for name, kind in STAGES.items()
     }
     return serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS).bind(**where, **stages)

@@ -12,10 +12,10 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx
 
@@ -29,13 +29,15 @@ from sonder.releases.artefacts import Release, served_release
 APPLICATION = "sonder"
 
 
-def serve_forever(workspace: str, host: str = LOOPBACK, port: int = 8000, release: str | None = None) -> None:
+def serve_forever(
+    workspace: str, host: str = LOOPBACK, port: int = 8000, release: str | None = None, log_features: float = 0.0
+) -> None:
     """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way."""
     telemetry.configure("sonder-serve")
     release = release or served_release(Workspace.at(workspace))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, _exit)  # what was started until then is ended too
-    with started(workspace, host=host, port=port, release=release) as url:
+    with started(workspace, host=host, port=port, release=release, log_features=log_features) as url:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         print(greeting(url, release), flush=True)
@@ -47,7 +49,9 @@ def serve_forever(workspace: str, host: str = LOOPBACK, port: int = 8000, releas
 
 
 @contextmanager
-def started(workspace: str, *, host: str = LOOPBACK, port: int = 8000, release: str | None = None) -> Iterator[str]:
+def started(
+    workspace: str, *, host: str = LOOPBACK, port: int = 8000, release: str | None = None, log_features: float = 0.0
+) -> Iterator[str]:
     """The application, running; yields its URL. Ends what it started and nothing else."""
     opened = Workspace.at(workspace)
     release = release or served_release(opened)
@@ -67,8 +71,9 @@ def started(workspace: str, *, host: str = LOOPBACK, port: int = 8000, release: 
                 expected=f"at most {MAX_FOLDER_LENGTH}: paths of sockets are short",
                 do="Set TMPDIR to a shorter one, such as /tmp.",
             )
+        args = {"workspace": opened.root.uri, "release": release, "log_features": log_features}
         ray = _joined_ray() if joins else _local_ray(Path(folder))
-        with ray, _application(opened.root.uri, release, host, port, owns_serve=not joins):
+        with ray, _application(args, host, port, owns_serve=not joins):
             url = f"http://{host}:{port}"
             _wait_until_ready(url)
             yield url
@@ -125,7 +130,7 @@ def _joined_ray() -> Iterator[None]:
 
 
 @contextmanager
-def _application(workspace: str, release: str, host: str, port: int, *, owns_serve: bool) -> Iterator[None]:
+def _application(args: Mapping[str, Any], host: str, port: int, *, owns_serve: bool) -> Iterator[None]:
     """The deployments, running behind a proxy; of a Serve that is not ours only they are ended."""
     from ray import serve
 
@@ -133,7 +138,7 @@ def _application(workspace: str, release: str, host: str, port: int, *, owns_ser
 
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port, "request_timeout_s": 30})
-        application = build(GatewayArgs(workspace=workspace, release=release))
+        application = build(GatewayArgs.model_validate(args))
         try:
             serve.run(application, name=APPLICATION, route_prefix="/")
         except RuntimeError as error:

@@ -1,4 +1,7 @@
-"""The scoring deployment: a thin shell around `sonder.scoring.table.Scorer`."""
+"""The scoring deployment: a thin shell around `sonder.profiles.user_features` and `sonder.scoring.table.Scorer`.
+
+A share of the users has what was read of them logged (sonder.profiles.feature_log), for `sonder features verify`.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,31 @@ from numpy.typing import NDArray
 
 from services.warming import sample_batch
 from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import load_encoder
 from sonder.history.vocabulary import Vocabulary
+from sonder.profiles.feature_log import FeatureLog, logged_rows
 from sonder.profiles.packing import unpack_timelines
+from sonder.profiles.user_features import UserFeatures
 from sonder.releases.artefacts import Release
 from sonder.scoring.heads import load_heads
 from sonder.scoring.table import Scorer
 
 
 class Scoring:
-    """Holds the score heads of one release."""
+    """Holds the score heads of one release and all that their features need."""
 
-    def __init__(self, workspace: str, release: str) -> None:
+    def __init__(self, workspace: str, release: str, log_features: float = 0.0) -> None:
         opened = Release.open(Workspace.at(workspace), release)
-        self._scorer = Scorer.of(load_heads(opened.scores), Vocabulary.load(opened.items))
+        sensitive = opened.manifest.config.get("scoring", {}).get("sensitive_categories", ())
+        vocabulary, encoder = Vocabulary.load(opened.items), load_encoder(opened.encoder)
+        self._release, self._share, self._log = release, 0.0, None
+        self._scorer = Scorer.of(load_heads(opened.scores), vocabulary, sensitive=sensitive)
+        self._features = UserFeatures.of_heads(self._scorer.heads, vocabulary, encoder.item_vectors)
         user_ids, timelines = sample_batch(opened.manifest.as_of_us)
-        bound = self._scorer.bound
-        vectors_BD = np.zeros((len(user_ids), bound.spec.embedding_dim if bound else 0), np.float32)
+        vectors_BD = np.zeros((len(user_ids), encoder.spec.dim), np.float32)
         self._score(user_ids, timelines, vectors_BD, opened.manifest.as_of_us)
+        if log_features:
+            self._share, self._log = log_features, FeatureLog(opened.workspace.feature_log(release))
 
     async def score(
         self, user_ids: list[str], timelines: list[bytes], vectors_BD: NDArray[np.float32], as_of_us: int
@@ -37,4 +48,15 @@ class Scoring:
     def _score(
         self, user_ids: list[str], timelines: list[bytes], vectors_BD: NDArray[np.float32], as_of_us: int
     ) -> pa.Table:
-        return self._scorer.score(unpack_timelines(user_ids, timelines), vectors_BD, as_of_us=as_of_us)
+        histories, features = unpack_timelines(user_ids, timelines), None
+        if self._features is not None:
+            features = self._features.compute(histories, vectors_BD, as_of_us=as_of_us)
+            if self._log is not None:
+                share = self._share
+                self._log.offer(logged_rows(histories, features, as_of_us=as_of_us, release=self._release, share=share))
+        return self._scorer.score(histories, features, as_of_us=as_of_us)
+
+    def close(self) -> None:
+        """Write what is logged and waits."""
+        if self._log is not None:
+            self._log.close()

@@ -17,8 +17,9 @@ import pytest
 from pipelines.score import train_scores
 from pipelines.segment import segment_users
 from pipelines.train import train_encoder
-from sonder.core.config import EncoderConfig, EvaluationConfig, InterestsConfig, ScoreTask, SegmentsConfig, SonderConfig
+from sonder.core.config import EncoderConfig, EvaluationConfig, InterestsConfig, SegmentsConfig, SonderConfig
 from sonder.core.ids import unit_interval
+from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.encoder.batching import tokenise
@@ -38,8 +39,7 @@ from sonder.interests.affinity import affinity_table
 from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.taxonomy import Taxonomy
 from sonder.interests.ward import cluster_interests
-from sonder.scoring.features import compute_features
-from sonder.scoring.specification import bind, derive_spec
+from sonder.profiles.user_features import UserFeatures, derive_user_spec
 from sonder.scoring.tasks import eligible_users, label_task
 from sonder.segments.lifecycle import lifecycle_table
 from sonder.segments.thresholds import derive_thresholds
@@ -167,20 +167,36 @@ def told(timelines: Timelines, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def features(world: World) -> Mapping[str, Any]:
-    spec = derive_spec(world.timelines, world.vocabulary, first_us=0, cutoff_us=CUTOFF_US, embedding_dim=0)
-    matrix = compute_features(bind(spec, world.vocabulary), world.timelines, cutoff_us=CUTOFF_US)
+    """Every column: of the history, the lifecycle and the interests."""
+    vectors = item_vectors(world)
+    spec = derive_user_spec(
+        world.timelines,
+        world.vocabulary,
+        first_us=0,
+        cutoff_us=CUTOFF_US,
+        item_vectors_ID=vectors,
+        segments=SegmentsConfig(),
+        interests=InterestsConfig(merge_distance=0.6),
+    )
+    embedding = np.zeros((world.timelines.num_users, WIDTH), np.float32)
+    matrix = UserFeatures.of(spec, world.vocabulary, vectors).compute(world.timelines, embedding, as_of_us=CUTOFF_US)
     columns = {name: column.tobytes() for (_, name), column in zip(spec.columns, matrix.T, strict=True)}
-    return {"users": world.user_ids, **columns}
+    return {"users": world.user_ids, "settings": spec.settings, **columns}
 
 
 def population(world: World) -> Mapping[str, Any]:
-    return {task.name: eligible_users(task, world.timelines, cutoff_us=CUTOFF_US).tolist() for task in (BUY, CHURN)}
+    return {
+        task.name: eligible_users(task, world.timelines, world.vocabulary, cutoff_us=CUTOFF_US).tolist()
+        for task in (BUY, CHURN)
+    }
 
 
 def labels_that_are_known(world: World) -> Mapping[str, Any]:
     """Of the windows that end at the cutoff: what the newest training rows are taught."""
     start_us = CUTOFF_US - BUY.within_days * DAY
-    asked = [label_task(task, world.timelines, world.vocabulary, cutoff_us=start_us) for task in (BUY, CHURN)]
+    asked = [
+        label_task(task, (task.name,), world.timelines, world.vocabulary, cutoff_us=start_us) for task in (BUY, CHURN)
+    ]
     return {"eligible": [who.tolist() for who, _ in asked], "labels": [label.tolist() for _, label in asked]}
 
 
@@ -190,12 +206,17 @@ def lifecycle(world: World) -> Mapping[str, Any]:
     return {"thresholds": thresholds, "states": table.to_pylist()}
 
 
-def interests(world: World) -> Mapping[str, Any]:
-    """With vectors that belong to the ids, and none for items that nobody wanted before the cutoff."""
+def item_vectors(world: World) -> np.ndarray[Any, Any]:
+    """They belong to the ids; items that nobody wanted before the cutoff have none."""
     ids = pl.Series(world.vocabulary.item_ids.to_pylist())
     vectors = np.stack([unit_interval(ids, f"{d}") for d in range(WIDTH)], axis=1).astype(np.float32) - 0.5
     seen = world.everyone.keep(world.everyone.times_us < CUTOFF_US)
     vectors[~np.isin(np.arange(len(ids)), seen.items)] = 0
+    return vectors
+
+
+def interests(world: World) -> Mapping[str, Any]:
+    vectors = item_vectors(world)
     config = InterestsConfig(merge_distance=0.6)
     found = cluster_interests(world.timelines, vectors, world.vocabulary, as_of_us=CUTOFF_US, config=config)
     return {"interests": found.drop_columns(["medoid_index"]).to_pylist()}

@@ -14,7 +14,7 @@ import pytest
 from pipelines import report_lookalike
 from pipelines.bucket_tasks import part_file
 from pipelines.report_lookalike import draw_seeds, first_buckets, illustrate_reach
-from sonder.core.config import ScoreTask
+from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder
 from sonder.evaluation.reach_chart import ReachFacts
 from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file

@@ -11,17 +11,22 @@ import pytest
 
 import pipelines.score_train
 from pipelines.bucket_tasks import over_buckets
-from pipelines.score import plan_tasks, score_users, train_scores
-from pipelines.score_rows import PARTS, ScoreRowsBucket, read_part
+from pipelines.score import score_users, train_scores
+from pipelines.score_matrix import RowFiles
+from pipelines.score_plan import ScorePlan, plan_models
+from pipelines.score_rows import PARTS, ScoreRowsBucket, read_rows
 from pipelines.train import train_encoder
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
+from sonder.encoder.artefact import load_encoder
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.scoring.heads import load_heads, load_refusals
+from sonder.scoring.training import SAVE_EVERY, Progress
 from tests.tiny_log import Event, random_log, timelines_of, vocabulary_of, write_snapshot
 
 END_DAY, DIM = 100, 8
+TRAIN_DAYS = (70, 65, 60, 55, 50, 45, 40, 35)
 TASKS: list[dict[str, Any]] = [
     {"name": "buy_10d", "action": "buy", "within_days": 10},
     {"name": "rare_10d", "action": "hide", "within_days": 10},  # three users do it
@@ -96,31 +101,68 @@ def expected(task: str, cutoff_day: int) -> dict[str, bool]:
     return {user: label for user, label in asked.items() if label is not None}
 
 
-def test_every_row_has_the_label_that_the_log_says(config: SonderConfig, tmp_path: Path) -> None:
+def planned(config: SonderConfig) -> ScorePlan:
+    plan = plan_models(
+        config,
+        "tiny",
+        end_us=END_DAY * DAY,
+        encoder_cutoff_us=90 * DAY,
+        item_vectors_ID=load_encoder(encoder_of(config)).item_vectors,
+    )
+    assert isinstance(plan, ScorePlan)
+    return plan
+
+
+def make_rows(config: SonderConfig, plan: ScorePlan, target: Path, share: float = 1.0) -> list[dict[str, Any]]:
     place = Workspace.at(config.workspace)
-    tasks, _ = plan_tasks(config, "tiny", END_DAY * DAY, 90 * DAY, embedding_dim=DIM)
     arguments = {
         "history": place.history("tiny").uri, "items": place.items("tiny").uri, "encoder": encoder_of(config).uri,
-        "target": str(tmp_path), "tasks": [task.to_dict() for task in tasks],
+        "target": str(target), "models": [model.to_dict() for model in plan.models],
+        "share": share,
     }  # fmt: skip
-    counts = over_buckets(ScoreRowsBucket, arguments, [0, 1, 2], num_workers=0)
-    for task in tasks:
+    return over_buckets(ScoreRowsBucket, arguments, [0, 1, 2], num_workers=0)
+
+
+def test_every_row_has_the_label_that_the_log_says(config: SonderConfig, tmp_path: Path) -> None:
+    plan, rows = planned(config), Folder.at(str(tmp_path))
+    counts = make_rows(config, plan, tmp_path)
+    for model in plan.models:
+        if model.is_backtest:
+            continue
         found: dict[str, list[tuple[str, int, bool]]] = {}
         for part in PARTS:
-            rows = read_part(Folder.at(str(tmp_path)) / task.name / part, [0, 1, 2])
-            days = (rows.cutoffs_us // DAY).tolist()
-            found[part] = list(zip(rows.user_ids.to_pylist(), days, rows.labels.tolist(), strict=True))
-            counted = np.sum([bucket[task.name][part] for bucket in counts], axis=0).tolist()
+            pieces = RowFiles.of(rows, model, part, [0, 1, 2]).pieces
+            found[part] = []
+            for cut, bucket in pieces:
+                read = read_rows(rows, cut, bucket, ["user_id", "features", model.column])
+                labels, users = read.labels(model)[:, 0], read.table.column("user_id").to_pylist()
+                assert read.features.shape == (len(users), model.spec.num_features)
+                asked = zip(users, labels.tolist(), strict=True)
+                found[part] += [(user, cut.cutoff_us // DAY, bool(label)) for user, label in asked if label == label]
+            counted = [sum(bucket[model.name][part][0] for bucket in counts)]
+            counted += np.sum([bucket[model.name][part][1] for bucket in counts], axis=0).tolist()
             assert counted == [len(found[part]), sum(label for *_, label in found[part])]
-            assert rows.features.shape == (len(found[part]), task.spec.num_features)
         train_rows = {(user, day): label for user, day, label in found["train"]}
         assert train_rows == {
-            (user, day): label for day in (70, 60, 50, 40) for user, label in expected(task.name, day).items()
+            (user, day): label for day in TRAIN_DAYS for user, label in expected(model.task.name, day).items()
         }
-        held_out = {(user, day): label for user, day, label in found["stop"] + found["calibration"]}
-        assert len(held_out) == len(found["stop"]) + len(found["calibration"])  # no user in both
-        assert held_out == {(user, 80): label for user, label in expected(task.name, 80).items()}
-        assert {user: label for user, _, label in found["test"]} == expected(task.name, 90)
+        held_out = {(user, day): label for user, day, label in found["calibration"]}
+        assert {(user, day) for user, day, _ in found["stop"]} < set(held_out)
+        assert len(found["stop"]) == pytest.approx(len(held_out) / 2, rel=0.2)
+        assert held_out == {(user, 80): label for user, label in expected(model.task.name, 80).items()}
+        assert {user: label for user, _, label in found["test"]} == expected(model.task.name, 90)
+
+
+def test_a_log_with_too_many_users_is_sampled_by_whole_users(config: SonderConfig, tmp_path: Path) -> None:
+    plan = planned(config)
+    make_rows(config, plan, tmp_path, share=0.5)
+    rows, model = Folder.at(str(tmp_path)), plan.models[0]
+    users: dict[str, set[str]] = {}
+    for part in PARTS:
+        read = [read_rows(rows, cut, b, ["user_id"]) for cut, b in RowFiles.of(rows, model, part, [0, 1, 2]).pieces]
+        users[part] = {user for piece in read for user in piece.table.column("user_id").to_pylist()}
+    assert users["stop"] | users["calibration"] <= users["test"]
+    assert 200 < len(users["test"]) < 300
 
 
 def test_heads_are_tested_on_the_last_window_after_being_calibrated_on_the_one_before(
@@ -129,7 +171,7 @@ def test_heads_are_tested_on_the_last_window_after_being_calibrated_on_the_one_b
     result, target = trained
     assert list(result["metrics"]) == ["buy_10d", "churn_10d"]
     for name, metrics in result["metrics"].items():
-        assert metrics["train_cutoffs_us"] == [day * DAY for day in (70, 60, 50, 40)]
+        assert metrics["train_cutoffs_us"] == [day * DAY for day in TRAIN_DAYS]
         assert (metrics["cutoff_us"], metrics["calibrated_on"]) == (90 * DAY, "later_time")
         test = pl.read_parquet(target / "test" / f"{name}.parquet")
         assert dict(test.select("user_id", "label").iter_rows()) == expected(name, 90)
@@ -138,7 +180,7 @@ def test_heads_are_tested_on_the_last_window_after_being_calibrated_on_the_one_b
         assert metrics["auc"] > 0.65
         told, came = np.mean(test["value"].to_numpy()), np.mean(test["label"].to_numpy())
         assert abs(told - came) < 0.1  # a probability, not a rank
-        assert metrics["calibration_users"] == pytest.approx(len(expected(name, 80)) / 2, rel=0.2)
+        assert metrics["calibration_users"] == len(expected(name, 80))
 
 
 def test_what_cannot_be_learnt_is_refused_with_numbers_and_the_others_go_on(
@@ -148,7 +190,7 @@ def test_what_cannot_be_learnt_is_refused_with_numbers_and_the_others_go_on(
     folder = Folder.at(str(target))
     refused = {refusal["task"]: refusal for refusal in result["refusals"]}
     assert set(refused) == {"rare_10d", "unheard_of", "too_long"}
-    rows = [label for day in (70, 60, 50, 40) for label in expected("rare_10d", day).values()]
+    rows = [label for day in TRAIN_DAYS for label in expected("rare_10d", day).values()]
     assert refused["rare_10d"]["numbers"] == {
         "users": len(rows), "positives": sum(rows), "negatives": len(rows) - sum(rows)
     }  # fmt: skip
@@ -180,26 +222,33 @@ def test_the_embedding_is_read_only_if_its_weights_have_not_seen_the_test(
     assert not any(metrics["reads_embedding"] for metrics in later["metrics"].values())
 
 
-def test_a_run_that_fails_goes_on_with_the_task_it_was_at(
+def test_a_run_that_is_killed_goes_on_from_its_last_saved_trees_and_ends_with_the_same(
     config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-    train_booster = pipelines.score_train.train_booster
+    grown: list[int] = []
+    grow = pipelines.score_train.grow
 
-    def mortal(*arguments: Any, **options: Any) -> Any:
-        calls.append("trained")
-        if len(calls) == 2:
-            raise RuntimeError("out of memory")
-        return train_booster(*arguments, **options)
+    def mortal(*arguments: Any, save: Any, start: Progress, **options: Any) -> Any:
+        grown.append(len(start.losses))
 
-    monkeypatch.setattr(pipelines.score_train, "train_booster", mortal)
+        def save_and_die(progress: Progress) -> None:
+            save(progress)
+            if len(grown) == 6:  # the second trial of the second task
+                raise RuntimeError("out of memory")
+
+        return grow(*arguments, save=save_and_die, start=start, **options)
+
+    monkeypatch.setattr(pipelines.score_train, "grow", mortal)
     with pytest.raises(RuntimeError, match="out of memory"):
         train(config, tmp_path)
     assert not (tmp_path / "heads.json").exists()
-    first = (tmp_path / "buy_10d.xgb.json").stat().st_mtime_ns
     assert train(config, tmp_path) == trained[0]
-    assert len(calls) == 3
-    assert (tmp_path / "churn_10d.xgb.json").stat().st_mtime_ns > first
+    assert grown[:6] == [0] * 6
+    assert grown[6] >= SAVE_EVERY  # the first trial of the second task, from its last save
+    assert grown[7] == SAVE_EVERY  # the second, from the save before its end
+    assert len(grown) == 12  # four trials of the second task and two backtests: the first task was not begun again
+    for name in ("buy_10d.xgb.json", "churn_10d.xgb.json"):
+        assert (tmp_path / name).read_bytes() == (trained[1] / name).read_bytes()
 
 
 def test_everybody_who_can_be_asked_is_scored_once(

@@ -44,12 +44,11 @@ from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.derive import derive_config
 from sonder.interests.ward import cluster_interests
 from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
+from sonder.profiles.user_features import UserFeatures, derive_user_spec
 from sonder.releases.artefacts import Release
 from sonder.releases.registry import Registry, seal
 from sonder.scoring.calibration import Calibrator
-from sonder.scoring.features import compute_features
 from sonder.scoring.heads import ScoreHead, save_heads
-from sonder.scoring.specification import bind, derive_spec
 from sonder.scoring.table import Scorer
 from sonder.segments.clusters import CLUSTERS_FILE, Clusters
 from sonder.segments.lifecycle import derive_thresholds, lifecycle_table
@@ -119,6 +118,7 @@ def build_tiny_release(folder: Path) -> TinyRelease:
     save_affinity(affinity, items, target / "affinities")
     head = _head(config, timelines, vocabulary, encoder)
     save_heads([head], [], target / "scores")
+    features = UserFeatures.of(head.spec, vocabulary, encoder.item_vectors)
     clusters = Clusters(np.eye(2, DIM, dtype=np.float32), (3, 7), ("first axis", "second axis"))
     clusters.save(target / "clusters")
     entries = [{"id": cluster_id, "name": name} for cluster_id, name in clusters.name_of.items()]
@@ -138,7 +138,9 @@ def build_tiny_release(folder: Path) -> TinyRelease:
                 max_affinities=interests.max_affinities,
             ),
             segments=lifecycle_table(users, as_of_us=AS_OF_US, thresholds=thresholds),
-            scores=Scorer.of([head], vocabulary).score(users, vectors, as_of_us=AS_OF_US),
+            scores=Scorer.of([head]).score(
+                users, features.compute(users, vectors, as_of_us=AS_OF_US), as_of_us=AS_OF_US
+            ),
             users=USER_TABLE,
         )
         profiles = assemble_profiles(users, outputs, base_rates={"buy_7d": 0.25}, as_of_us=AS_OF_US, clusters=clusters)
@@ -237,9 +239,17 @@ def _encoder(vocabulary: Vocabulary) -> Encoder:
 
 
 def _head(config: SonderConfig, timelines: Timelines, vocabulary: Vocabulary, encoder: Encoder) -> ScoreHead:
-    spec = derive_spec(timelines, vocabulary, first_us=START_US, cutoff_us=AS_OF_US, embedding_dim=DIM)
+    spec = derive_user_spec(
+        timelines,
+        vocabulary,
+        first_us=START_US,
+        cutoff_us=AS_OF_US,
+        item_vectors_ID=encoder.item_vectors,
+        segments=config.segments,
+        interests=config.interests,
+    )
     vectors = embed_users(encoder, timelines, as_of_us=AS_OF_US)
-    features = compute_features(bind(spec, vocabulary), timelines, cutoff_us=AS_OF_US, embeddings_UD=vectors)
+    features = UserFeatures.of(spec, vocabulary, encoder.item_vectors).compute(timelines, vectors, as_of_us=AS_OF_US)
     labels = np.arange(len(features)) % 4 == 0
     parameters = {"objective": "binary:logistic", "max_depth": 2, "min_child_weight": 0.1, "nthread": 1, "seed": 7}
     booster = xgboost.train(parameters, xgboost.DMatrix(features, label=labels), num_boost_round=5)

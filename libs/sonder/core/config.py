@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -26,14 +26,10 @@ from pydantic import (
 )
 
 from sonder.core.errors import ConfigurationError
+from sonder.core.score_config import ScoreTask, ScoringConfig, expand_horizons
+from sonder.core.section import Section
 
 Protocol = Literal["temporal", "leave_one_out"]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration; a typing mistake in a key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class EventColumns(Section):
@@ -203,28 +199,54 @@ class SegmentsConfig(Section):
     num_clusters: int | None = Field(None, ge=2, le=1000, description="behaviour clusters; by their stability")
 
 
-class ScoreTask(Section):
-    """What a score promises: `action` within N days, or (churn) no activity for N days. Calibrated probability."""
+class AudiencesConfig(Section):
+    min_export_size: int = Field(100, gt=0, description="members below which an audience is not exported")
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+
+class UpliftOutcome(Section):
+    """What the treatment is to change within N days of it: whether `action` happens, or (value) the sum of values."""
+
     action: str | None = None
-    churn: bool = False
+    value: bool = False
     within_days: int = Field(gt=0)
 
     @model_validator(mode="after")
-    def _one_kind(self) -> ScoreTask:
-        if self.churn == (self.action is not None):
-            raise ValueError(f"score {self.name!r} needs either `action: NAME` or `churn: true`")
+    def _says_what(self) -> UpliftOutcome:
+        if self.action is None and not self.value:
+            raise ValueError("an outcome needs `action: NAME` or `value: true`")
         return self
 
 
-class AudiencesConfig(Section):
-    min_export_size: int = Field(100, gt=0, description="members below which an audience is not exported")
+class UpliftConfig(Section):
+    """A randomised treatment of the log: users of the user table with an arm, treated at one moment."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    attribute: str = Field(description="column of the user table that holds the arm")
+    control: str
+    treated: str
+    share: float = Field(0.5, gt=0, lt=1, description="of the two arms' users that was to be treated")
+    at: datetime = Field(description="of the assignment; UTC where it names no zone")
+    outcome: UpliftOutcome
+
+    @model_validator(mode="after")
+    def _two_arms(self) -> UpliftConfig:
+        if self.control == self.treated:
+            raise ValueError(f"uplift {self.name!r} has the same value {self.control!r} for both arms")
+        return self
+
+    @property
+    def at_us(self) -> int:
+        """Microseconds since 1970."""
+        moment = self.at if self.at.tzinfo else self.at.replace(tzinfo=UTC)
+        return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
 
 class SonderConfig(Section):
@@ -240,9 +262,16 @@ class SonderConfig(Section):
     interests: InterestsConfig = InterestsConfig()
     segments: SegmentsConfig = SegmentsConfig()
     scores: tuple[ScoreTask, ...] = ()
+    scoring: ScoringConfig = ScoringConfig()
     audiences: AudiencesConfig = AudiencesConfig()
+    uplift: tuple[UpliftConfig, ...] = ()
     serving: ServingConfig = ServingConfig()
     seed: int = 7
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _one_task_per_horizon(cls, scores: Any) -> Any:
+        return expand_horizons(scores) if isinstance(scores, list | tuple) else scores
 
     @field_validator("scores")
     @classmethod
@@ -252,9 +281,25 @@ class SonderConfig(Section):
             raise ValueError(f"score names must be unique, repeated: {', '.join(sorted(repeated))}")
         return scores
 
+    @model_validator(mode="after")
+    def _arms_are_attributes(self) -> SonderConfig:
+        names = [uplift.name for uplift in self.uplift]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"uplift names must be unique, repeated: {', '.join(sorted(repeated))}")
+        known = () if self.users is None else self.users.columns.attributes
+        for uplift in self.uplift:
+            if uplift.attribute not in known:
+                raise ValueError(
+                    f"uplift {uplift.name!r} reads the arm from {uplift.attribute!r}, expected one of "
+                    "users.columns.attributes"
+                )
+        return self
+
     def digest(self, *sections: str) -> str:
         """16 hex digits over the named sections (if none is named, all that a build depends on)."""
-        chosen = sections or tuple(sorted(set(type(self).model_fields) - {"workspace", "audiences", "serving"}))
+        chosen = sections or tuple(
+            sorted(set(type(self).model_fields) - {"workspace", "audiences", "uplift", "serving"})
+        )
         content = {name: self.model_dump(mode="json")[name] for name in chosen}
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -4,6 +4,8 @@ history/<snapshot>/  items/<snapshot>/  quarantine/<snapshot>/   what `prepare` 
 releases/<id>/  releases/CURRENT                                 what `build` made, and which of it is served
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 audiences/index.json                                             which of these count now
+uplift/<name>/                                                   what a treatment changed, learnt from an experiment
+log/features/<release>/                                          what the scoring deployment read, of some users
 store/<release>/  store/audiences/<digest>/                      the embedded online stores, always local
 .staging/                                                        work that is not published
 """
@@ -48,6 +50,13 @@ class Workspace:
     @property
     def audiences(self) -> Folder:
         return self.root / "audiences"
+
+    @property
+    def uplift(self) -> Folder:
+        return self.root / "uplift"
+
+    def feature_log(self, release_id: str) -> Folder:
+        return self.root / "log" / "features" / release_id
 
     @property
     def store(self) -> Path:

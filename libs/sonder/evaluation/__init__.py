@@ -7,7 +7,17 @@ evaluate        encoder and baselines side by side on one split
 slices          for whom and for which items; what was refused; how mixed the lists are
 health          has the embedding space collapsed?
 affinity        does an expected share of a category come true?
-classification  AUC, PR-AUC, ECE, reliability of a calibrated score
+classification  AUC, PR-AUC, lift, ECE, reliability of a calibrated score, with intervals
+score_means     the same for an expected value or count
+score_categories the same for a chance per category
+score_slices    for whom a score is calibrated: by lifecycle, tenure, level of the score
+backtest        one old model at later cutoffs: does its calibration drift?
+score_judgement all of that in one call a task
+score_sentences what it means, in plain words
+score_charts    lift, reliability, slices, backtest and drivers as inline SVG
+ranked_rows     statistics of an order, for a sample and its resamples alike
+calibration_error  ECE, and what it is by chance
+resampling      the bootstrap over users
 lookalikes      how well an audience grown from seeds finds seeds that it did not see, and its reach curve
 truth           agreement with the synthetic world's own truth
 report_content  all that a report shows, as plain frozen data

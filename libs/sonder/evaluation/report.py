@@ -47,6 +47,7 @@ from sonder.evaluation.report_facts import (
     settings_sentence,
     verdict,
 )
+from sonder.evaluation.score_pages import score_view
 
 PAGE, METRICS = "index.html", "metrics.json"
 _UNBREAKABLE = re.compile(r"(\d{4}-\d{2}-\d{2}|\d[\d.,]* %)")
@@ -116,7 +117,9 @@ def render(content: ReportContent) -> str:
         "unbroken": _unbroken,
     }
     templates = resources.files("sonder.evaluation").joinpath("templates")
-    css = "".join(templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "growth.css"))
+    css = "".join(
+        templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "growth.css", "scores.css")
+    )
     return environment.get_template("report.html").render(
         c=content,
         css=Markup(css),
@@ -128,7 +131,7 @@ def render(content: ReportContent) -> str:
         quality=_quality(content.retrieval) if content.retrieval is not None else None,
         **_lifecycle(content),
         clusters=_clusters(content.clusters),
-        scores=[_score(facts) for facts in content.scores],
+        scores=[score_view(facts) for facts in content.scores],
         reach=None if content.reach is None else reach_view(content.reach),
         map=_map(content.embedding),
         **_interests(content),
@@ -231,13 +234,6 @@ def _clusters(facts: ClusterFacts | None) -> dict[str, Any] | None:
     chart = stability_chart(facts.curve, len(rows)) if facts.curve else None
     why, start = CLUSTER_REASONS.get(facts.reason, ""), CLUSTER_STARTS.get(facts.start, "")
     return {"rows": rows, "users": total, "chart": chart, "why": why, "start": start}
-
-
-def _score(facts: Any) -> dict[str, Any]:
-    quality = facts.quality
-    drawable = quality is not None and quality.curve and quality.base_rate is not None
-    chart = reliability_chart(quality.curve, quality.base_rate, facts.name) if drawable else None
-    return {"facts": facts, "chart": chart}
 
 
 def _map(sample: EmbeddingSample | None) -> dict[str, Any] | None:

@@ -65,6 +65,7 @@ class ScoreFacts:
     cutoff: str  # day at which the held-out probabilities were made
     quality: ScoreQuality | None
     reason: str | None = None
+    judged: Mapping[str, Any] | None = None  # of score_judgement.judge_score, with the global `drivers`
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ class StoryInterest:
 @dataclass(frozen=True)
 class StoryScore:
     name: str
-    promise: str
-    probability: float
+    promise: str  # "chance that the user buys within 30 days", or the amount that is expected
+    told: str  # "12 %", or the amount
     drivers: Sequence[str]  # in words, strongest first
 
 
@@ -233,8 +234,8 @@ class ReportContent:
         if self.retrieval is not None:
             flat |= self.retrieval.evaluation.metrics
         for score in self.scores:
-            if score.quality is not None:
-                flat |= score.quality.metrics(score.name)
+            if score.judged is not None:
+                flat |= score.judged["metrics"]
         return flat
 
 

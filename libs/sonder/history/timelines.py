@@ -57,6 +57,8 @@ class Timelines:
 
     def keep(self, mask_N: NDArray[np.bool_]) -> Timelines:
         """Only the events where the mask holds; every user stays, perhaps without events."""
+        if mask_N.all():
+            return self
         kept_before = np.concatenate(([0], np.cumsum(mask_N, dtype=np.int64)))
         return replace(
             self,

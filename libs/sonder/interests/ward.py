@@ -68,7 +68,7 @@ class _Pairs:
 
 
 @dataclass(frozen=True)
-class _Evidence:
+class Evidence:
     """Per cluster, from all wanted events on its items; arrays of [C]."""
 
     weights: NDArray[np.float64]
@@ -79,6 +79,20 @@ class _Evidence:
     age_days: NDArray[np.float64]
     recency_days: NDArray[np.float64]
     trends: Trends
+
+
+@dataclass(frozen=True)
+class FoundInterests:
+    """The interests that are kept, by user, then falling weight; their places among all clusters are `kept`."""
+
+    users: NDArray[np.int64]  # [kept] row of the user
+    ranks: NDArray[np.int64]  # [kept] 1 is the strongest
+    medoids: NDArray[np.int64]  # [kept] item_index
+    kept: NDArray[np.int64]  # [kept] cluster
+    evidence: Evidence  # of all clusters
+    clusters_P: NDArray[np.int64]  # [P] cluster of each (user, item) pair
+    items_P: NDArray[np.int64]  # [P]
+    half_life_days: float
 
 
 def cluster_interests(
@@ -94,35 +108,57 @@ def cluster_interests(
 
     `naming` is of the same vocabulary; made here for `as_of` if none is given, which reads the whole catalogue.
     """
+    found = find_interests(timelines, vectors_ID, vocabulary, as_of_us=as_of_us, config=config)
+    naming = naming or Naming.of(vocabulary, as_of_us=as_of_us)
+    kept, users_C, medoids_C = found.kept, found.users, found.medoids
+    clusters_P, items_P = _renumbered(found.clusters_P, found.items_P, kept)
+    medoids = vocabulary.items.take(pa.array(medoids_C))
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "user_id": timelines.user_ids.take(pa.array(users_C)),
+        "rank": pa.array(found.ranks, pa.int16()),
+        "name": naming.names(clusters_P, items_P, medoids_C, users_C),
+        "medoid_item_id": medoids.column(Col.ITEM_ID),
+        "title": medoids.column(Col.TITLE),
+        "category": naming.categories(clusters_P, items_P, medoids_C),
+        "recent_days": pa.array(np.full(len(kept), found.half_life_days), pa.float32()),
+        "medoid_index": pa.array(medoids_C, pa.int32()),
+        **_evidence_columns(found.evidence, users_C, kept),
+    }
+    return pa.Table.from_arrays([columns[name] for name in INTEREST_SCHEMA.names], schema=INTEREST_SCHEMA)
+
+
+def find_interests(
+    timelines: Timelines,
+    vectors_ID: NDArray[np.float32],
+    vocabulary: Vocabulary,
+    *,
+    as_of_us: int,
+    config: InterestsConfig,
+) -> FoundInterests:
+    """Interests of every user with any, without their names: what is known of them by number."""
     config = derive_config(config, vectors_ID, vocabulary, as_of_us=as_of_us)
     assert config.merge_distance is not None
     assert config.half_life_days is not None
-    naming = naming or Naming.of(vocabulary, as_of_us=as_of_us)
     pairs = _pairs(timelines, vectors_ID, vocabulary, as_of_us, config.max_events, config.half_life_days)
     clusters_P = ward_clusters(pairs.users, pairs.items, vectors_ID, config.merge_distance)
     medoids_C = _medoids(clusters_P, pairs, vectors_ID)
     users_C = pairs.users[np.unique(clusters_P, return_index=True)[1]]
     evidence = _evidence(clusters_P, users_C, pairs, as_of_us, config.half_life_days)
     kept, ranks = _strongest(users_C, evidence.weights, medoids_C, config.max_interests)
-    clusters_P, items_P = _renumbered(clusters_P, pairs.items, kept)
-    medoids_C, users_C = medoids_C[kept], users_C[kept]
-    medoids = vocabulary.items.take(pa.array(medoids_C))
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "user_id": timelines.user_ids.take(pa.array(users_C)),
-        "rank": pa.array(ranks, pa.int16()),
-        "name": naming.names(clusters_P, items_P, medoids_C, users_C),
-        "medoid_item_id": medoids.column(Col.ITEM_ID),
-        "title": medoids.column(Col.TITLE),
-        "category": naming.categories(clusters_P, items_P, medoids_C),
-        "recent_days": pa.array(np.full(len(kept), config.half_life_days), pa.float32()),
-        "medoid_index": pa.array(medoids_C, pa.int32()),
-        **_evidence_columns(evidence, users_C, kept),
-    }
-    return pa.Table.from_arrays([columns[name] for name in INTEREST_SCHEMA.names], schema=INTEREST_SCHEMA)
+    return FoundInterests(
+        users=users_C[kept],
+        ranks=ranks,
+        medoids=medoids_C[kept],
+        kept=kept,
+        evidence=evidence,
+        clusters_P=clusters_P,
+        items_P=pairs.items,
+        half_life_days=config.half_life_days,
+    )
 
 
 def _evidence_columns(
-    evidence: _Evidence, users_C: NDArray[np.int64], kept: NDArray[np.int64]
+    evidence: Evidence, users_C: NDArray[np.int64], kept: NDArray[np.int64]
 ) -> dict[str, pa.Array | pa.ChunkedArray]:
     """The columns that say what was seen of the kept clusters; `users_C` is theirs."""
     trends, weights_C = evidence.trends, evidence.weights[kept]
@@ -212,7 +248,7 @@ def _medoids(clusters_P: NDArray[np.int64], pairs: _Pairs, vectors_ID: NDArray[n
 
 def _evidence(
     clusters_P: NDArray[np.int64], users_C: NDArray[np.int64], pairs: _Pairs, as_of_us: int, half_life_days: float
-) -> _Evidence:
+) -> Evidence:
     """What the events say about each cluster."""
     clusters_E, times_us = clusters_P[pairs.event_pairs], pairs.event_times_us
     size = len(users_C)
@@ -227,7 +263,7 @@ def _evidence(
     recency_days = (as_of_us - last_us) / MICROSECONDS_PER_DAY
     trends = interest_trends(users_C, num_events, num_recent, age_days, recency_days, half_life_days=half_life_days)
     weights = np.bincount(clusters_E, pairs.event_weights, minlength=size).astype(np.float64)
-    return _Evidence(weights, num_events, first_us, last_us, num_recent, age_days, recency_days, trends)
+    return Evidence(weights, num_events, first_us, last_us, num_recent, age_days, recency_days, trends)
 
 
 def _strongest(

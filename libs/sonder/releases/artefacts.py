@@ -84,8 +84,8 @@ class Release:
         return self.segments / "thresholds.json"
 
     def base_rates(self) -> dict[str, float]:
-        """Share of users for whom each score's event comes true, in the order of the configuration."""
-        return {head.task.name: float(head.metrics["base_rate"]) for head in load_heads(self.scores)}
+        """Mean of what came true for each score, by its name, in the order of the configuration."""
+        return {name: mean for head in load_heads(self.scores) for name, mean in head.fallbacks.items()}
 
     def load_clusters(self) -> Clusters | None:
         """What assigns users to behaviour clusters; None for a release that was made without."""

@@ -1,10 +1,15 @@
-"""Raw margins -> probabilities: isotonic, Platt or none, whichever has the least held-out log loss.
+"""Raw margins -> what is promised: isotonic, a line, or none, whichever has the least held-out loss.
 
+A probability (link logit: margins are log-odds, the loss is log loss)
 none       sigmoid(margin): what the booster was trained to say
 platt      sigmoid(slope * margin + intercept), fitted to Platt's targets (1999): (N+ + 1) / (N+ + 2) for a positive,
            1 / (N- + 2) for a negative, so that labels that the margins separate do not make the slope infinite
 isotonic   a rising step-and-line function through pooled frequencies (Zadrozny & Elkan 2002), kept half an event away
            from 0 and 1, so that no finite sample promises the impossible
+An expected amount (link log: margins are its logarithm, the loss is Tweedie deviance; power 1 is Poisson's)
+none       exp(margin)
+scale      exp(margin + intercept): the totals agree
+isotonic   a rising function through pooled means (least squares keeps them), kept above 0
 The choice is made by cross-fitting inside the calibration set, so that no method is judged on rows it was fitted to;
 the winner is then fitted on all rows. Of equals the simpler one. A calibrator is JSON and is applied by numpy alone.
 """
@@ -12,16 +17,24 @@ the winner is then fitted on all rows. Of equals the simpler one. A calibrator i
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import mean_tweedie_deviance
 
-Method = Literal["none", "platt", "isotonic"]
+Method = Literal["none", "platt", "scale", "isotonic"]
+Link = Literal["logit", "log"]
+METHODS: dict[Link, tuple[Method, ...]] = {
+    "logit": ("none", "platt", "isotonic"),
+    "log": ("none", "scale", "isotonic"),
+}  # simplest first
 NUM_FOLDS = 5
+MOST_LOG = 50.0  # of an amount; beyond it lies no amount that anybody means
 
 
 @dataclass(frozen=True)
@@ -30,72 +43,118 @@ class Calibrator:
     slope: float = 1.0
     intercept: float = 0.0
     margins: tuple[float, ...] = ()  # of the isotonic function, ascending
-    probabilities: tuple[float, ...] = ()
+    heights: tuple[float, ...] = ()
+    link: Link = "logit"
 
     def __call__(self, margins: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Probability of each raw margin, same shape."""
+        """Probability or expected amount of each raw margin, same shape."""
         raw = margins.astype(np.float64)
         if self.method == "isotonic":
-            return np.interp(raw, self.margins, self.probabilities)
-        calibrated: NDArray[np.float64] = expit(self.slope * raw + self.intercept)
+            return np.interp(raw, self._margins, self._heights)
+        line = self.slope * raw + self.intercept
+        calibrated: NDArray[np.float64] = expit(line) if self.link == "logit" else np.exp(np.minimum(line, MOST_LOG))
         return calibrated
+
+    @cached_property
+    def _margins(self) -> NDArray[np.float64]:
+        return np.asarray(self.margins)
+
+    @cached_property
+    def _heights(self) -> NDArray[np.float64]:
+        return np.asarray(self.heights)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Calibrator:
-        lists = {name: tuple(content[name]) for name in ("margins", "probabilities")}
+        lists = {name: tuple(content[name]) for name in ("margins", "heights")}
         return cls(**(content | lists))
 
 
-def fit_calibrator(margins_N: NDArray[np.floating[Any]], labels_N: NDArray[np.bool_]) -> Calibrator:
-    """Choose and fit on N held-out rows that hold both labels."""
-    if labels_N.all() or not labels_N.any():
-        raise ValueError(f"all {len(labels_N)} calibration labels are {bool(labels_N.any())}: nothing to fit")
-    losses = cross_fit_losses(margins_N, labels_N)
-    return fit_method(min(losses, key=lambda method: losses[method]), margins_N, labels_N)
+def fit_calibrator(margins_N: NDArray[np.floating[Any]], labels_N: NDArray[np.generic]) -> Calibrator:
+    """Choose and fit the calibrator of a probability on N held-out rows that hold both labels."""
+    labels = labels_N.astype(np.bool_)
+    if labels.all() or not labels.any():
+        raise ValueError(f"all {len(labels)} calibration labels are {bool(labels.any())}: nothing to fit")
+    losses = cross_fit_losses(margins_N, labels)
+    return fit_method(min(losses, key=lambda method: losses[method]), margins_N, labels)
 
 
-def cross_fit_losses(margins_N: NDArray[np.floating[Any]], labels_N: NDArray[np.bool_]) -> dict[Method, float]:
-    """Log loss of each method on rows it was not fitted to, simplest method first."""
-    # Folds deal out the positives and the negatives one by one, so that each holds both.
+def fit_mean_calibrator(
+    margins_N: NDArray[np.floating[Any]], amounts_N: NDArray[np.floating[Any]], *, power: float
+) -> Calibrator:
+    """Choose and fit the calibrator of an expected amount; `power` of the Tweedie deviance, 1 for counts."""
+    if not (amounts_N > 0).any():
+        raise ValueError(f"all {len(amounts_N)} calibration amounts are 0: nothing to fit")
+    losses = cross_fit_losses(margins_N, amounts_N, link="log", power=power)
+    return fit_method(min(losses, key=lambda method: losses[method]), margins_N, amounts_N, link="log")
+
+
+def cross_fit_losses(
+    margins_N: NDArray[np.floating[Any]], labels_N: NDArray[np.generic], *, link: Link = "logit", power: float = 1.0
+) -> dict[Method, float]:
+    """Loss of each method on rows it was not fitted to, simplest method first."""
+    # Folds deal out the rows above 0 and the others one by one, so that each holds both.
     folds = np.zeros(len(labels_N), dtype=np.int64)
-    for label in (False, True):
-        rows = np.flatnonzero(labels_N == label)
+    for is_positive in (False, True):
+        rows = np.flatnonzero(labels_N.astype(np.bool_) == is_positive)
         folds[rows] = np.arange(len(rows)) % NUM_FOLDS
     losses: dict[Method, float] = {}
-    for method in get_args(Method):
+    for method in METHODS[link]:
         predicted = np.zeros(len(labels_N))
         for fold in range(NUM_FOLDS):
             rest = folds != fold
-            predicted[~rest] = fit_method(method, margins_N[rest], labels_N[rest])(margins_N[~rest])
-        losses[method] = log_loss(labels_N, predicted)
+            predicted[~rest] = fit_method(method, margins_N[rest], labels_N[rest], link=link)(margins_N[~rest])
+        if link == "logit":
+            losses[method] = log_loss(labels_N.astype(np.bool_), predicted)
+        else:
+            losses[method] = tweedie_deviance(labels_N.astype(np.float64), predicted, power=power)
     return losses
 
 
-def fit_method(method: Method, margins_N: NDArray[np.floating[Any]], labels_N: NDArray[np.bool_]) -> Calibrator:
+def fit_method(
+    method: Method, margins_N: NDArray[np.floating[Any]], labels_N: NDArray[np.generic], *, link: Link = "logit"
+) -> Calibrator:
     margins = margins_N.astype(np.float64)
     if method == "platt":
-        num_positives = np.count_nonzero(labels_N)
-        num_negatives = len(labels_N) - num_positives
-        targets = np.where(labels_N, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2))
-        # A target of t is a positive of weight t and a negative of weight 1 - t.
-        both, ones = np.concatenate([margins, margins]), np.repeat([True, False], len(margins))
-        weights = np.concatenate([targets, 1 - targets])
-        model = LogisticRegression(C=np.inf, tol=1e-8).fit(both[:, None], ones, weights)
-        return Calibrator("platt", slope=float(model.coef_[0, 0]), intercept=float(model.intercept_[0]))
+        return _fit_platt(margins, labels_N.astype(np.bool_))
+    if method == "scale":
+        told = float(np.exp(np.minimum(margins, MOST_LOG)).sum())
+        return Calibrator("scale", intercept=float(np.log(max(float(labels_N.sum()), 0.5) / told)), link=link)
     if method == "isotonic":
-        steps = IsotonicRegression(out_of_bounds="clip").fit(margins, labels_N.astype(np.float64))
-        margin_of_safety = 0.5 / len(labels_N)
-        heights = np.clip(steps.y_thresholds_, margin_of_safety, 1 - margin_of_safety)
-        return Calibrator(
-            "isotonic", margins=tuple(steps.X_thresholds_.tolist()), probabilities=tuple(heights.tolist())
-        )
-    return Calibrator("none")
+        return _fit_isotonic(margins, labels_N, link)
+    return Calibrator("none", link=link)
+
+
+def _fit_platt(margins_N: NDArray[np.float64], labels_N: NDArray[np.bool_]) -> Calibrator:
+    num_positives = np.count_nonzero(labels_N)
+    num_negatives = len(labels_N) - num_positives
+    targets = np.where(labels_N, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2))
+    # A target of t is a positive of weight t and a negative of weight 1 - t.
+    both, ones = np.concatenate([margins_N, margins_N]), np.repeat([True, False], len(margins_N))
+    weights = np.concatenate([targets, 1 - targets])
+    model = LogisticRegression(C=np.inf, tol=1e-8).fit(both[:, None], ones, weights)
+    return Calibrator("platt", slope=float(model.coef_[0, 0]), intercept=float(model.intercept_[0]))
+
+
+def _fit_isotonic(margins_N: NDArray[np.float64], labels_N: NDArray[np.generic], link: Link) -> Calibrator:
+    amounts = labels_N.astype(np.float64)
+    steps = IsotonicRegression(out_of_bounds="clip").fit(margins_N, amounts)
+    # Half a usual event among all rows: no finite sample promises the impossible, and a mean of 0 has no deviance.
+    least = 0.5 / len(amounts) * (amounts.sum() / max(np.count_nonzero(amounts), 1))
+    heights = np.clip(steps.y_thresholds_, least, 1 - least if link == "logit" else None)
+    return Calibrator(
+        "isotonic", margins=tuple(steps.X_thresholds_.tolist()), heights=tuple(heights.tolist()), link=link
+    )
 
 
 def log_loss(labels_N: NDArray[np.bool_], probabilities_N: NDArray[np.float64]) -> float:
     """Mean negative log likelihood in nats; a probability of 0 or 1 is taken as 1e-7 away from it."""
     likely = np.where(labels_N, probabilities_N, 1 - probabilities_N)
     return float(-np.log(np.clip(likely, 1e-7, None)).mean())
+
+
+def tweedie_deviance(amounts_N: NDArray[np.float64], means_N: NDArray[np.float64], *, power: float) -> float:
+    """Mean unit deviance of amounts >= 0 under means > 0; power 1 is Poisson's, between 1 and 2 amounts with zeros."""
+    return float(mean_tweedie_deviance(amounts_N, np.maximum(means_N, 1e-12), power=power))

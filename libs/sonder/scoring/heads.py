@@ -1,10 +1,9 @@
-"""A score head: one task's gradient-boosted trees, its calibrator, the specification of what it reads, its metrics.
+"""A score head: one task's gradient-boosted trees, its calibrators, the specification of what it reads, its metrics.
 
-Kept in a folder as `heads.json` (tasks, specifications, calibrators, metrics, refusals) and one `<task>.xgb.json` per
-head, xgboost's own JSON. A folder holds one feature matrix for all heads: a head reads the plain columns and, if its
-specification says so, the embedding columns after them.
-Source: XGBoost (Chen & Guestrin, KDD 2016), histogram trees, early stopping on held-out log loss. Classes are not
-reweighted: that would move every probability away from the frequency it must equal.
+Kept in a folder as `heads.json` (tasks, outputs, specifications, calibrators, metrics, refusals) and one
+`<task>.xgb.json` per head, xgboost's own JSON. A folder holds one feature matrix for all heads: a head reads the plain
+columns and, if its specification says so, the embedding columns after them.
+A head has one output, or one for each category (next_category): outputs are the names under which scores are read.
 """
 
 from __future__ import annotations
@@ -17,51 +16,30 @@ import numpy as np
 import xgboost
 from numpy.typing import NDArray
 
-from sonder.core.config import ScoreTask
 from sonder.core.errors import ArtefactMismatch
+from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder
-from sonder.scoring.calibration import Calibrator
+from sonder.scoring.calibration import Calibrator, fit_calibrator, fit_mean_calibrator
+from sonder.scoring.cutoffs import TaskRefusal
 from sonder.scoring.specification import FeatureSpec
-from sonder.scoring.tasks import TaskRefusal
+from sonder.scoring.training import objective_of
 
 HEADS_FILE = "heads.json"
-MAX_ROUNDS = 1_000
-PATIENCE = 40
-PARAMETERS: dict[str, Any] = {
-    "objective": "binary:logistic",
-    "eval_metric": "logloss",
-    "tree_method": "hist",
-    "eta": 0.05,
-    "max_depth": 4,
-    "min_child_weight": 5,
-    "subsample": 0.8,
-    "colsample_bytree": 0.5,
-}
 
 
 @dataclass(frozen=True)
 class ScoreHead:
     task: ScoreTask
+    outputs: tuple[str, ...]  # K names of scores
     booster: xgboost.Booster
-    calibrator: Calibrator
+    calibrators: tuple[Calibrator, ...]  # one for each output
     spec: FeatureSpec  # of the columns that this head reads
     metrics: dict[str, Any]
 
-
-def train_booster(
-    train: xgboost.DMatrix, stop: xgboost.DMatrix, *, seed: int, num_threads: int, callbacks: Sequence[Any] = ()
-) -> xgboost.Booster:
-    """Boost until the log loss on `stop` has not improved for PATIENCE rounds; keep the rounds up to the best."""
-    booster = xgboost.train(
-        PARAMETERS | {"seed": seed, "nthread": num_threads},
-        train,
-        num_boost_round=MAX_ROUNDS,
-        evals=[(stop, "stop")],
-        early_stopping_rounds=PATIENCE,
-        verbose_eval=False,
-        callbacks=list(callbacks),
-    )
-    return booster[: booster.best_iteration + 1]
+    @property
+    def fallbacks(self) -> dict[str, float]:
+        """What is told of a user of whom nothing is known: the mean label of the test window, by output."""
+        return dict(zip(self.outputs, self.metrics["mean_labels"], strict=True))
 
 
 def features_of(head: ScoreHead, features_UF: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -74,18 +52,38 @@ def features_of(head: ScoreHead, features_UF: NDArray[np.float32]) -> NDArray[np
     return features_UF[:, : head.spec.num_features]
 
 
-def raw_margins(head: ScoreHead, features_UF: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-odds [U] before calibration."""
-    margins: NDArray[np.float32] = head.booster.inplace_predict(features_of(head, features_UF), predict_type="margin")
-    return margins
+def raw_margins(booster: xgboost.Booster, features_UF: NDArray[np.float32], num_outputs: int) -> NDArray[np.float32]:
+    """Margins before calibration [U, K]: log-odds of a probability, logarithm of an amount."""
+    margins: NDArray[np.float32] = booster.inplace_predict(features_UF, predict_type="margin")
+    return margins.reshape(len(features_UF), num_outputs)
+
+
+def calibrate(calibrators: Sequence[Calibrator], margins_UK: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What is promised, from margins -> [U, K]."""
+    values = np.empty(margins_UK.shape)
+    for column, calibrator in enumerate(calibrators):
+        values[:, column] = calibrator(margins_UK[:, column])
+    return values
+
+
+def fit_calibrators(
+    task: ScoreTask, margins_NK: NDArray[np.float32], labels_NK: NDArray[np.float64]
+) -> tuple[Calibrator, ...]:
+    """Fit one calibrator for each output on held-out rows."""
+    columns = range(margins_NK.shape[1])
+    if task.is_probability:
+        return tuple(fit_calibrator(margins_NK[:, k], labels_NK[:, k]) for k in columns)
+    power = objective_of(task).power
+    return tuple(fit_mean_calibrator(margins_NK[:, k], labels_NK[:, k], power=power) for k in columns)
 
 
 def predict(heads: Sequence[ScoreHead], features_UF: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Calibrated probability of each user and head -> [U, T]."""
-    probabilities = np.empty((len(features_UF), len(heads)))
-    for column, head in enumerate(heads):
-        probabilities[:, column] = head.calibrator(raw_margins(head, features_UF))
-    return probabilities
+    """Calibrated scores of each user -> [U, outputs of all heads]."""
+    parts = [
+        calibrate(head.calibrators, raw_margins(head.booster, features_of(head, features_UF), len(head.outputs)))
+        for head in heads
+    ]
+    return np.concatenate(parts, axis=1) if parts else np.empty((len(features_UF), 0))
 
 
 def shared_spec(heads: Sequence[ScoreHead]) -> FeatureSpec:
@@ -99,13 +97,14 @@ def shared_spec(heads: Sequence[ScoreHead]) -> FeatureSpec:
 def save_heads(heads: Sequence[ScoreHead], refusals: Sequence[TaskRefusal], folder: Folder) -> None:
     """Write the boosters, then the file that says they are complete."""
     for head in heads:
-        booster_file(folder, head.task.name).write_bytes(bytes(head.booster.save_raw("json")))
+        save_booster(head.booster, folder, head.task.name)
     content = {
         "heads": [
             {
                 "task": head.task.model_dump(mode="json"),
+                "outputs": list(head.outputs),
                 "spec": head.spec.to_dict(),
-                "calibrator": head.calibrator.to_dict(),
+                "calibrators": [calibrator.to_dict() for calibrator in head.calibrators],
                 "metrics": head.metrics,
             }
             for head in heads
@@ -120,8 +119,9 @@ def load_heads(folder: Folder) -> list[ScoreHead]:
     return [
         ScoreHead(
             task=ScoreTask.model_validate(entry["task"]),
+            outputs=tuple(entry["outputs"]),
             booster=load_booster(folder, entry["task"]["name"]),
-            calibrator=Calibrator.from_dict(entry["calibrator"]),
+            calibrators=tuple(Calibrator.from_dict(calibrator) for calibrator in entry["calibrators"]),
             spec=FeatureSpec.from_dict(entry["spec"]),
             metrics=entry["metrics"],
         )
@@ -135,6 +135,10 @@ def load_refusals(folder: Folder) -> list[TaskRefusal]:
 
 def booster_file(folder: Folder, task: str) -> Folder:
     return folder / f"{task}.xgb.json"
+
+
+def save_booster(booster: xgboost.Booster, folder: Folder, task: str) -> None:
+    booster_file(folder, task).write_bytes(bytes(booster.save_raw("json")))
 
 
 def load_booster(folder: Folder, task: str) -> xgboost.Booster:

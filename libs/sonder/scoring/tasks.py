@@ -1,139 +1,185 @@
-"""What a score promises: its population, its label, the points in time it is learnt and tested at.
+"""What a score promises: its population, its label, and when it is refused. Points in time: scoring.cutoffs.
 
-ACTION within N days   population: users with an event before the cutoff
-                       label: an event of that action in [cutoff, cutoff + N days)
-churn within N days    population: users with an event in [cutoff - N days, cutoff): who is already gone cannot leave
-                       label: no event at all in [cutoff, cutoff + N days)
-
-Windows, counted back from the end of the log (label windows never overlap):
-test          [end - N, end)
-calibration   [end - 2N, end - N)
-training      cutoffs end - 3N, end - 4N, … at most four, each with N/2 days of log (one at least) before it
-A log too short for that trains at end - 2N and calibrates on users held out there; too short for that is refused.
+kind            population                                    label, from [cutoff, cutoff + N days) alone
+action          users with an event before the cutoff         1 if an event of that action, else 0
+churn           users with an event in the N days before it   1 if no event at all: who is gone already cannot leave
+next_category   users with an event before the cutoff         1 for each category with an event, else 0
+value           users with an event before the cutoff         sum of the events' values, not below 0
+count           users with an event before the cutoff         number of events
+`eligible` narrows the population further. Labels are float64: [U], or [U, K] for the K categories of next_category.
 Limits: every event is activity, whatever its action (as in segments.lifecycle).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sonder.core.config import ScoreTask
+from sonder.core.score_config import ScoreTask
+from sonder.events.contract import Col
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.scoring.cutoffs import TaskRefusal
 
-MAX_TRAINING_CUTOFFS = 4
-MIN_OF_A_KIND = {
-    "train": 50,
-    "stop": 25,
-    "calibration": 25,
-    "test": 10,
-}  # positives, and negatives, that a part must hold
-
-CalibratedOn = Literal["later_time", "held_out_users"]
-
-
-@dataclass(frozen=True)
-class TaskRefusal:
-    """A task that cannot be learnt from this log, with the reason and the numbers behind it."""
-
-    task: str
-    reason: str
-    numbers: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class CutoffPlan:
-    """Points in time of one task; `train_us` newest first."""
-
-    train_us: tuple[int, ...]
-    calibration_us: int
-    test_us: int
-    calibrated_on: CalibratedOn
-
-    @property
-    def all_us(self) -> tuple[int, ...]:
-        """Every distinct cutoff, oldest first."""
-        return tuple(sorted({*self.train_us, self.calibration_us, self.test_us}))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> CutoffPlan:
-        return cls(**(dict(content) | {"train_us": tuple(content["train_us"])}))
-
-
-def plan_cutoffs(task: ScoreTask, *, first_us: int, end_us: int) -> CutoffPlan | TaskRefusal:
-    """Points in time of a task on a log of [first, end), or why there are none."""
-    window_us = task.within_days * MICROSECONDS_PER_DAY
-    oldest_us = first_us + max(window_us // 2, MICROSECONDS_PER_DAY)
-    train_us = tuple(
-        end_us - back * window_us
-        for back in range(3, 3 + MAX_TRAINING_CUTOFFS)
-        if end_us - back * window_us >= oldest_us
-    )
-    test_us, before_us = end_us - window_us, end_us - 2 * window_us
-    if train_us:
-        return CutoffPlan(train_us, before_us, test_us, "later_time")
-    if before_us >= oldest_us:
-        return CutoffPlan((before_us,), before_us, test_us, "held_out_users")
-    return TaskRefusal(
-        task.name,
-        f"the log is too short: {2 * task.within_days} days of labels and half a window of history before them",
-        {
-            "log_days": round((end_us - first_us) / MICROSECONDS_PER_DAY, 2),
-            "needed_days": (end_us - before_us + oldest_us - first_us) / MICROSECONDS_PER_DAY,
-        },
-    )
+# Users with a label above 0, and users with a label of 0, that a part must hold.
+MIN_OF_A_KIND = {"train": 50, "stop": 25, "calibration": 25, "test": 10}
 
 
 def check_task(task: ScoreTask, vocabulary: Vocabulary, *, is_ordinal: bool) -> TaskRefusal | None:
     """Refuse what no amount of data would make learnable."""
     if is_ordinal:
         return TaskRefusal(task.name, "the log has order but no time: days mean nothing", {})
-    if task.action is not None and task.action not in vocabulary.actions:
-        known = ", ".join(vocabulary.actions)
-        return TaskRefusal(task.name, f"no action {task.action!r} in the log; it has: {known}", {})
+    for action in [*([task.action] if task.action else []), *task.eligible.did]:
+        if action not in vocabulary.actions:
+            known = ", ".join(vocabulary.actions)
+            return TaskRefusal(task.name, f"no action {action!r} in the log; it has: {known}", {})
+    if task.next_category and vocabulary.items.column(Col.CATEGORY).null_count == vocabulary.num_items:
+        return TaskRefusal(task.name, "no item of the catalogue has a category", {"items": vocabulary.num_items})
     return None
 
 
-def check_counts(task: ScoreTask, counts: dict[str, tuple[int, int]]) -> TaskRefusal | None:
-    """Refuse a task with too few positives or negatives; `counts` maps a part to (users, positives)."""
+def outputs_of(
+    task: ScoreTask,
+    timelines: Timelines,
+    vocabulary: Vocabulary,
+    *,
+    cutoff_us: int,
+    excluded_categories: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Names of a task's scores: the task's own, or NAME/CATEGORY for the categories with most events before the cutoff.
+
+    `timelines` may be a sample of the users. Categories below an excluded path are left out.
+    """
+    if not task.next_category:
+        return (task.name,)
+    history = timelines.before(cutoff_us)
+    wanted = history.items[_is_wanted(task, history, vocabulary)]
+    events = np.bincount(wanted[wanted >= 0], minlength=vocabulary.num_items)
+    categories = vocabulary.items.column(Col.CATEGORY).combine_chunks().cast(pa.string())
+    counted = pa.table({"category": categories, "events": events}).group_by("category").aggregate([("events", "sum")])
+    counted = counted.filter(pc.and_(pc.is_valid(counted["category"]), pc.greater(counted["events_sum"], 0)))
+    ordered = counted.sort_by([("events_sum", "descending"), ("category", "ascending")])
+    allowed = [name for name in ordered["category"].to_pylist() if not is_below(name, excluded_categories)]
+    return tuple(f"{task.name}/{category}" for category in allowed[: task.next_category])
+
+
+def is_below(category: str, paths: Sequence[str]) -> bool:
+    """Whether a category is one of these paths or lies below one."""
+    return any(category == path or category.startswith(f"{path}/") for path in paths)
+
+
+def check_outputs(task: ScoreTask, outputs: Sequence[str]) -> TaskRefusal | None:
+    if len(outputs) < (2 if task.next_category else 1):
+        return TaskRefusal(
+            task.name, "fewer than two categories have such an event before the test", {"categories": len(outputs)}
+        )
+    return None
+
+
+def check_counts(
+    task: ScoreTask, outputs: Sequence[str], counts: Mapping[str, tuple[int, NDArray[np.int64]]]
+) -> tuple[tuple[str, ...], TaskRefusal | None]:
+    """Which outputs have enough of both kinds in every part, and the refusal where too few have.
+
+    `counts` maps a part to (users asked, users with a label above 0 for each output [K]).
+    """
+    kept = np.ones(len(outputs), dtype=np.bool_)
+    refusal = None
     for part, least in MIN_OF_A_KIND.items():
         users, positives = counts[part]
-        if min(positives, users - positives) < least:
-            return TaskRefusal(
-                task.name,
-                f"too few of a kind in the {part} rows: {least} positives and {least} negatives are needed",
-                {"users": users, "positives": positives, "negatives": users - positives},
-            )
-    return None
+        is_enough = np.minimum(positives, users - positives) >= least
+        if refusal is None and not is_enough.any():
+            refusal = _too_few(task, part, least, users, int(positives.max(initial=0)))
+        kept &= is_enough
+    names = tuple(name for name, is_kept in zip(outputs, kept, strict=True) if is_kept)
+    if refusal is None and len(names) < (2 if task.next_category else 1):
+        reason = "fewer than two categories have enough users with and without an event in every part"
+        refusal = TaskRefusal(task.name, reason, {"categories": len(outputs), "enough": len(names)})
+    return names, refusal
+
+
+def _too_few(task: ScoreTask, part: str, least: int, users: int, positives: int) -> TaskRefusal:
+    numbers: dict[str, float] = {"users": users, "positives": positives, "negatives": users - positives}
+    if users >= 2 * least and positives in (0, users):
+        told = "the same for everybody" if positives else "0 for everybody"
+        return TaskRefusal(task.name, f"the label is constant: {told} in the {part} rows", numbers)
+    return TaskRefusal(
+        task.name, f"too few of a kind in the {part} rows: {least} positives and {least} negatives are needed", numbers
+    )
 
 
 def label_task(
-    task: ScoreTask, timelines: Timelines, vocabulary: Vocabulary, *, cutoff_us: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Who is asked and what came true -> (is_eligible [U], label [U]); the label reads [cutoff, cutoff + N) alone."""
+    task: ScoreTask, outputs: Sequence[str], timelines: Timelines, vocabulary: Vocabulary, *, cutoff_us: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Who is asked and what came true -> (is_eligible [U], label [U] or [U, K] by `outputs`)."""
     window = timelines.between(cutoff_us, cutoff_us + task.within_days * MICROSECONDS_PER_DAY)
-    eligible = eligible_users(task, timelines, cutoff_us=cutoff_us)
+    eligible = eligible_users(task, timelines, vocabulary, cutoff_us=cutoff_us)
     if task.churn:
-        return eligible, window.lengths == 0
+        return eligible, (window.lengths == 0).astype(np.float64)
+    wanted = _is_wanted(task, window, vocabulary)
+    users = window.user_rows[wanted]
+    if task.next_category:
+        return eligible, _category_labels(task, outputs, users, window.items[wanted], timelines.num_users, vocabulary)
+    if task.value:
+        values = np.nan_to_num(window.values[wanted], nan=0.0, posinf=0.0, neginf=0.0)
+        return eligible, np.maximum(np.bincount(users, values, minlength=timelines.num_users), 0.0)
+    counts = np.bincount(users, minlength=timelines.num_users).astype(np.float64)
+    return eligible, counts if task.count else np.minimum(counts, 1.0)
+
+
+def _category_labels(
+    task: ScoreTask,
+    outputs: Sequence[str],
+    users_N: NDArray[np.int64],
+    items_N: NDArray[np.int32],
+    num_users: int,
+    vocabulary: Vocabulary,
+) -> NDArray[np.float64]:
+    categories = vocabulary.items.column(Col.CATEGORY).combine_chunks().cast(pa.string())
+    names = pa.array([output.removeprefix(f"{task.name}/") for output in outputs], pa.string())
+    places = pc.index_in(categories, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False)
+    place_N = np.append(places, -1)[items_N]
+    labels = np.zeros((num_users, len(outputs)))
+    is_known = place_N >= 0
+    labels[users_N[is_known], place_N[is_known]] = 1.0
+    return labels
+
+
+def _is_wanted(task: ScoreTask, events: Timelines, vocabulary: Vocabulary) -> NDArray[np.bool_]:
+    """Events that a task's label counts [N]."""
+    if task.action is None:
+        return np.ones(events.num_events, dtype=np.bool_)
     if task.action not in vocabulary.actions:
         raise ValueError(f"no action {task.action!r} in the vocabulary: check_task refuses such a task")
-    wanted = window.actions == vocabulary.actions.index(task.action)
-    return eligible, np.bincount(window.user_rows[wanted], minlength=timelines.num_users) > 0
+    is_wanted: NDArray[np.bool_] = events.actions == vocabulary.actions.index(task.action)
+    return is_wanted
 
 
-def eligible_users(task: ScoreTask, timelines: Timelines, *, cutoff_us: int) -> NDArray[np.bool_]:
-    """The population of a task [U] at a cutoff: a function of the events before it."""
-    start_us = cutoff_us - task.within_days * MICROSECONDS_PER_DAY if task.churn else np.iinfo(np.int64).min
-    is_eligible: NDArray[np.bool_] = timelines.between(int(start_us), cutoff_us).lengths > 0
+def eligible_users(
+    task: ScoreTask, timelines: Timelines, vocabulary: Vocabulary, *, cutoff_us: int
+) -> NDArray[np.bool_]:
+    """The population of a task [U] at a cutoff: a function of the events before it.
+
+    An action of `did` that the vocabulary does not know makes nobody eligible.
+    """
+    active_days = task.eligible.active_within_days
+    if task.churn:
+        active_days = min(active_days or task.within_days, task.within_days)
+    history = timelines.before(cutoff_us)
+    is_eligible: NDArray[np.bool_] = history.lengths >= task.eligible.min_events
+    if active_days is not None:
+        is_eligible &= _has(history, history.times_us >= cutoff_us - active_days * MICROSECONDS_PER_DAY)
+    for action in task.eligible.did:
+        place = vocabulary.actions.index(action) if action in vocabulary.actions else None
+        is_eligible &= False if place is None else _has(history, history.actions == place)
     return is_eligible
+
+
+def _has(history: Timelines, chosen_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Users [U] with at least one chosen event."""
+    chosen: NDArray[np.bool_] = np.bincount(history.user_rows[chosen_N], minlength=history.num_users) > 0
+    return chosen

@@ -13,6 +13,7 @@ Limits: a log in which nobody comes back has no gaps; then dormant_days is a thi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class LifecycleThresholds:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> LifecycleThresholds:
+    def from_dict(cls, content: Mapping[str, Any]) -> LifecycleThresholds:
         return cls(**content)
 
 

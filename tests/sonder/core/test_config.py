@@ -46,7 +46,7 @@ def test_an_override_reaches_its_section_and_is_typed(tmp_path: Path) -> None:
         ("encoder.dim=sixty", "encoder.dim"),
         ("encoder.dim", "section.key=value"),
         ("workspace.path=x", "is not a section"),
-        ("scores=[{name: a, within_days: 3}]", "needs either"),
+        ("scores=[{name: a, within_days: 3}]", "no kind, expected one of"),
         ("scores=[{name: a, churn: true, within_days: 3}, {name: a, churn: true, within_days: 4}]", "unique"),
         ("encoder.dim=[", "not YAML"),
     ],

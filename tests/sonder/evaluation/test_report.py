@@ -121,7 +121,7 @@ def content_of(word: str) -> ReportContent:
                 "2025-02-01",
                 [StoryEvent("2025-02-01 10:00", word, word, word)],
                 [StoryInterest(word, word, 0.5, "new", 3)],
-                [StoryScore(word, word, 0.5, [word])],
+                [StoryScore(word, word, word, [word])],
                 word,
                 [StoryLeaning(word, 0.5, 2.0, is_refused=False)],
                 [StoryLeaning(word, 0.01, 0.25, is_refused=True)],

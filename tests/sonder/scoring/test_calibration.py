@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from sonder.scoring.calibration import Calibrator, cross_fit_losses, fit_calibrator, fit_method, log_loss
+from sonder.scoring.calibration import (
+    Calibrator,
+    cross_fit_losses,
+    fit_calibrator,
+    fit_mean_calibrator,
+    fit_method,
+    log_loss,
+    tweedie_deviance,
+)
 
 
 def sample(num: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -54,7 +62,7 @@ def test_few_rows_are_not_judged_on_what_they_were_fitted_to() -> None:
 
 def test_order_is_kept_and_nothing_is_impossible() -> None:
     logits = np.linspace(-8, 8, 400)
-    calibrator = Calibrator("isotonic", margins=(-1.0, 1.0), probabilities=(0.01, 0.99))
+    calibrator = Calibrator("isotonic", margins=(-1.0, 1.0), heights=(0.01, 0.99))
     probabilities = calibrator(logits)
     assert (np.diff(probabilities) >= 0).all()
     perfect = fit_calibrator(logits, logits > 0)
@@ -90,3 +98,38 @@ def test_json_keeps_every_bit(stretch: float) -> None:
 def test_a_constant_label_cannot_be_calibrated() -> None:
     with pytest.raises(ValueError, match="nothing to fit"):
         fit_calibrator(np.zeros(5), np.zeros(5, dtype=np.bool_))
+
+
+def amounts(num: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of true means, and what was spent: nothing for most, a skewed amount for the others."""
+    draw = np.random.default_rng(seed)
+    logs = draw.normal(1.0, 0.8, num)
+    spends = draw.random(num) < 0.3
+    return logs, np.where(spends, draw.gamma(2.0, np.exp(logs) / 0.6), 0.0)
+
+
+def test_an_amount_that_is_told_a_third_too_low_is_scaled_to_the_total() -> None:
+    logs, spent = amounts(4000)
+    calibrator = fit_mean_calibrator(logs - np.log(1.5), spent, power=1.5)
+    assert (calibrator.method, calibrator.link) == ("scale", "log")
+    assert calibrator(logs - np.log(1.5)).sum() == pytest.approx(spent.sum())
+    fresh, came = amounts(20_000, seed=1)
+    assert calibrator(fresh - np.log(1.5)).sum() == pytest.approx(came.sum(), rel=0.1)
+
+
+def test_a_bent_amount_is_repaired_by_the_isotonic_function_and_stays_above_nothing() -> None:
+    logs, spent = amounts(20_000)
+    bent = logs**3
+    calibrator = fit_mean_calibrator(bent, spent, power=1.5)
+    assert calibrator.method == "isotonic"
+    fresh, came = amounts(20_000, seed=1)
+    told = calibrator(fresh**3)
+    assert told.min() > 0
+    raw, repaired = (tweedie_deviance(came, means, power=1.5) for means in (np.exp(np.clip(fresh**3, -9, 9)), told))
+    assert repaired < raw
+    assert Calibrator.from_dict(orjson.loads(orjson.dumps(calibrator.to_dict()))) == calibrator
+
+
+def test_amounts_that_are_all_nothing_cannot_be_calibrated() -> None:
+    with pytest.raises(ValueError, match="nothing to fit"):
+        fit_mean_calibrator(np.zeros(5), np.zeros(5), power=1.0)

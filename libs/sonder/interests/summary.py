@@ -1,0 +1,51 @@
+"""The interests of each user in seven numbers: what a model reads of them.
+
+Shapes: U users, C interests that are kept. The columns, in this order, from the events before `as_of` alone:
+0 number of interests                                     0 without any; all others are NaN then
+1 weight of the strongest                                 weights of a user sum to 1
+2 entropy of the weights in nats                          0 for a single interest
+3, 4, 5 weight of the new, growing and fading ones        interests.states
+6 days since the strongest was last seen
+Limits: the bits of a row depend on its user alone, as long as the item vectors are the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonder.core.config import InterestsConfig
+from sonder.history.timelines import Timelines
+from sonder.history.vocabulary import Vocabulary
+from sonder.interests.states import FADING, GROWING, NEW
+from sonder.interests.ward import find_interests
+
+NUM_COLUMNS = 7
+
+
+def summarise_interests(
+    timelines: Timelines,
+    vectors_ID: NDArray[np.float32],
+    vocabulary: Vocabulary,
+    *,
+    as_of_us: int,
+    config: InterestsConfig,
+) -> NDArray[np.float64]:
+    """The seven numbers of every user -> [U, 7]."""
+    found = find_interests(timelines, vectors_ID, vocabulary, as_of_us=as_of_us, config=config)
+    num_users, users_C = timelines.num_users, found.users
+    weights_C = found.evidence.weights[found.kept]
+    weights_C = weights_C / np.bincount(users_C, weights_C, minlength=num_users)[users_C]
+    states_C = found.evidence.trends.states[found.kept]
+    summary = np.zeros((num_users, NUM_COLUMNS))
+    summary[:, 0] = np.bincount(users_C, minlength=num_users)
+    positive_C = np.maximum(weights_C, np.finfo(np.float64).tiny)  # a weight may have decayed to nothing
+    summary[:, 2] = np.bincount(users_C, -weights_C * np.log(positive_C), minlength=num_users)
+    for column, state in enumerate((NEW, GROWING, FADING), 3):
+        summary[:, column] = np.bincount(users_C, weights_C * (states_C == state), minlength=num_users)
+    summary[summary[:, 0] == 0, 1:] = np.nan
+    is_strongest = found.ranks == 1
+    strongest = users_C[is_strongest]
+    summary[strongest, 1] = weights_C[is_strongest]
+    summary[strongest, 6] = found.evidence.recency_days[found.kept][is_strongest]
+    return summary

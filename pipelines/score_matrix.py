@@ -1,0 +1,98 @@
+"""Rows on disk -> the matrices that xgboost trains on, never all of them as floats in memory.
+
+Models that look at the same rows and columns share a matrix: it is quantised once (a byte a value), file by file, and
+only labels and weights are exchanged from task to task. Who is not asked by a task has weight 0 in it.
+A matrix larger than `max_gib` is kept in pages on disk (ExtMemQuantileDMatrix) and read anew in every round.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost
+from numpy.typing import NDArray
+
+from pipelines.score_rows import ModelPlan, Slice, read_rows, slices_of
+from sonder.core.storage import Folder
+from sonder.scoring.training import COMMON
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """The rows of one part: slices of one or more cutoffs in some buckets, always in this order."""
+
+    rows: Folder
+    slices: tuple[Slice, ...]
+    buckets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Folder, model: ModelPlan, part: str, buckets: Sequence[int]) -> RowFiles:
+        return cls(rows, tuple(slices_of(model.plan, part)), tuple(buckets))
+
+    @property
+    def pieces(self) -> list[tuple[Slice, int]]:
+        return [(cut, bucket) for cut in self.slices for bucket in self.buckets]
+
+    def labels(self, model: ModelPlan) -> NDArray[np.float64]:
+        """[N, K], NaN where not asked."""
+        return np.concatenate(
+            [read_rows(self.rows, cut, bucket, [model.column]).labels(model) for cut, bucket in self.pieces]
+        )
+
+
+def shared_rows(model: ModelPlan) -> tuple[Any, ...]:
+    """Models with the same key read the same rows and columns while they are trained; backtests come last."""
+    return (
+        model.is_backtest,
+        model.plan.train_us,
+        model.plan.calibration_us,
+        model.plan.calibrated_on,
+        model.spec.num_features,
+    )
+
+
+def quantised(
+    files: RowFiles, num_features: int, *, num_rows: int, max_gib: float, ref: xgboost.DMatrix | None = None
+) -> xgboost.DMatrix:
+    """The features of these rows; `ref` is the training matrix whose quantiles a stop matrix takes over."""
+    if num_rows * num_features <= max_gib * GIB:
+        return xgboost.QuantileDMatrix(_Files(files, num_features), max_bin=COMMON["max_bin"], ref=ref)
+    folder = Path(tempfile.mkdtemp(prefix="sonder-matrix-"))
+    pages = _Files(files, num_features, cache_prefix=str(folder / "pages"))
+    return xgboost.ExtMemQuantileDMatrix(pages, max_bin=COMMON["max_bin"], ref=ref)
+
+
+def set_labels(matrix: xgboost.DMatrix, labels_NK: NDArray[np.float64]) -> None:
+    """Exchange what a matrix is trained for."""
+    is_asked = np.isfinite(labels_NK[:, 0])
+    labels = np.where(is_asked[:, None], labels_NK, 0.0).astype(np.float32)
+    matrix.set_info(label=labels if labels.shape[1] > 1 else labels[:, 0], weight=is_asked.astype(np.float32))
+
+
+class _Files(xgboost.DataIter):  # type: ignore[misc]  # xgboost does not tell its type
+    """Hands the features of one file after another to xgboost."""
+
+    def __init__(self, files: RowFiles, num_features: int, cache_prefix: str | None = None) -> None:
+        self._files, self._num_features, self._place = files, num_features, 0
+        super().__init__(cache_prefix=cache_prefix)
+
+    def next(self, input_data: Callable[..., Any]) -> bool:
+        pieces = self._files.pieces
+        while self._place < len(pieces):
+            cut, bucket = pieces[self._place]
+            self._place += 1
+            features = read_rows(self._files.rows, cut, bucket, ["features"]).features[:, : self._num_features]
+            if len(features):
+                input_data(data=np.ascontiguousarray(features))
+                return True
+        return False
+
+    def reset(self) -> None:
+        self._place = 0
