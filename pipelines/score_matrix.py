@@ -1,13 +1,13 @@
 """Rows on disk -> the matrices that xgboost trains on, never all of them as floats in memory.
 
-Models that look at the same rows and columns share a matrix: it is quantised once (a byte a value), file by file, and
-only labels and weights are exchanged from task to task. Who is not asked by a task has weight 0 in it.
+Models that look at the same rows and columns share a matrix: it is quantised once (five bytes a value at most, where
+values are missing), file by file, and only labels and weights are exchanged from task to task. Who is not asked by a
+task has weight 0 in it.
 A matrix larger than `max_gib` is kept in pages on disk (ExtMemQuantileDMatrix) and read anew in every round.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from sonder.core.storage import Folder
 from sonder.scoring.training import COMMON
 
 GIB = 1 << 30
+BYTES_PER_VALUE = 5  # of the quantised matrix, measured with missing values
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,22 @@ def shared_rows(model: ModelPlan) -> tuple[Any, ...]:
 
 
 def quantised(
-    files: RowFiles, num_features: int, *, num_rows: int, max_gib: float, ref: xgboost.DMatrix | None = None
+    files: RowFiles,
+    num_features: int,
+    *,
+    num_rows: int,
+    max_gib: float,
+    pages: Path,
+    ref: xgboost.DMatrix | None = None,
 ) -> xgboost.DMatrix:
-    """The features of these rows; `ref` is the training matrix whose quantiles a stop matrix takes over."""
-    if num_rows * num_features <= max_gib * GIB:
+    """The features of these rows; `ref` is the training matrix whose quantiles a stop matrix takes over.
+
+    `pages` is a folder on a local disk that outlives the matrix, for one that is kept there.
+    """
+    if num_rows * num_features * BYTES_PER_VALUE <= max_gib * GIB:
         return xgboost.QuantileDMatrix(_Files(files, num_features), max_bin=COMMON["max_bin"], ref=ref)
-    folder = Path(tempfile.mkdtemp(prefix="sonder-matrix-"))
-    pages = _Files(files, num_features, cache_prefix=str(folder / "pages"))
-    return xgboost.ExtMemQuantileDMatrix(pages, max_bin=COMMON["max_bin"], ref=ref)
+    paged = _Files(files, num_features, cache_prefix=str(pages / ("train" if ref is None else "stop")))
+    return xgboost.ExtMemQuantileDMatrix(paged, max_bin=COMMON["max_bin"], ref=ref)
 
 
 def set_labels(matrix: xgboost.DMatrix, labels_NK: NDArray[np.float64]) -> None:

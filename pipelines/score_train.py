@@ -10,8 +10,10 @@ the first setting of the search: the settings that later data chose would be new
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -114,9 +116,14 @@ class _Loop:
         models = [model for model in models if not self._file(model).exists()]  # after a failure: written before it
         if not models:
             return
+        with tempfile.TemporaryDirectory(prefix="sonder-matrix-") as pages:
+            yield from self._train_on(models, Path(pages))
+
+    def _train_on(self, models: Sequence[ModelPlan], pages: Path) -> Iterator[tuple[str, int]]:
         first = models[0]
         files = {part: RowFiles.of(self.rows, first, part, self.buckets) for part in ("train", "stop")}
-        size = {"num_rows": self.arguments["num_rows"][first.name], "max_gib": self.arguments["max_gib"]}
+        num_rows, max_gib = self.arguments["num_rows"][first.name], self.arguments["max_gib"]
+        size: dict[str, Any] = {"num_rows": num_rows, "max_gib": max_gib, "pages": pages}
         train = quantised(files["train"], first.spec.num_features, **size)
         stop = quantised(files["stop"], first.spec.num_features, ref=train, **size)
         for model in models:

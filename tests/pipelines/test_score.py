@@ -251,6 +251,25 @@ def test_a_run_that_is_killed_goes_on_from_its_last_saved_trees_and_ends_with_th
         assert (tmp_path / name).read_bytes() == (trained[1] / name).read_bytes()
 
 
+def test_a_matrix_that_is_kept_on_disk_gives_heads_as_good(
+    config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[str] = []
+    quantised = pipelines.score_train.quantised
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        matrix = quantised(*arguments, **options)
+        kinds.append(type(matrix).__name__)
+        return matrix
+
+    monkeypatch.setattr(pipelines.score_train, "quantised", told)
+    small = SonderConfig.model_validate(config.model_dump() | {"scoring": {"max_matrix_gib": 1e-6, "trials": 1}})
+    result = train(small, tmp_path / "scores")
+    assert set(kinds) == {"ExtMemQuantileDMatrix"}
+    for name, metrics in result["metrics"].items():
+        assert metrics["auc"] == pytest.approx(trained[0]["metrics"][name]["auc"], abs=0.03)
+
+
 def test_everybody_who_can_be_asked_is_scored_once(
     config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
@@ -287,3 +306,51 @@ def test_all_heads_come_from_one_run_of_ray_train_and_are_those_of_one_process(
     assert result == trained[0]
     for name in ("buy_10d.xgb.json", "churn_10d.xgb.json", "heads.json", "test/buy_10d.parquet"):
         assert (tmp_path / "scores" / name).read_bytes() == (trained[1] / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def amounts(config: SonderConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    target = tmp_path_factory.mktemp("amounts") / "scores"
+    declared = [
+        {"name": "views_10d", "count": True, "action": "view", "within_days": 10},
+        {"name": "next_10d", "next_category": 3, "within_days": 10, "eligible": {"min_events": 2}},
+    ]
+    several = SonderConfig.model_validate(config.model_dump() | {"scores": declared, "scoring": {"trials": 1}})
+    return train(several, target), target
+
+
+def test_counts_and_categories_are_learnt_beside_each_other_and_judged_by_their_own_measures(
+    amounts: tuple[dict[str, Any], Path],
+) -> None:
+    result, target = amounts
+    assert result["refusals"] == []
+    views = pl.read_parquet(target / "test" / "views_10d.parquet")
+    counted = {
+        user: sum(90 * DAY <= round(day * DAY) < 100 * DAY and action == "view" for day, _, action in events)
+        for user, events in LOG.items()
+    }
+    assert all(counted[user] == label for user, label in views.select("user_id", "label").iter_rows())
+    assert views["value"].mean() == pytest.approx(views["label"].mean(), rel=0.25)
+    heads = load_heads(Folder.at(str(target)))
+    assert sorted(heads[1].outputs) == ["next_10d/c0", "next_10d/c1", "next_10d/c2"]
+    categories = pl.read_parquet(target / "test" / "next_10d.parquet")
+    assert categories["value"].arr.len().unique().to_list() == [3]
+    assert all(len(LOG[user]) >= 2 for user in categories["user_id"])
+    for name in ("views_10d", "next_10d"):
+        judged = Folder.at(str(target / "quality" / f"{name}.json")).read_json()
+        assert judged["backtest"] is not None
+        assert len(judged["backtest"]["points"]) == 4
+        assert judged["drivers"]
+        assert set(judged["slices"]) == {"lifecycle", "tenure", "score"}
+
+
+def test_the_backtest_asks_the_older_model_at_four_cutoffs_that_end_with_the_test(
+    trained: tuple[dict[str, Any], Path],
+) -> None:
+    older = pl.read_parquet(trained[1] / "backtest" / "buy_10d.parquet")
+    days = [int(cutoff.timestamp()) // 86_400 for cutoff in older["cutoff"].unique().sort()]
+    assert days[-1] == 90
+    assert len(days) == 4
+    for day in days:
+        asked = older.filter(pl.col("cutoff").dt.timestamp("us") == day * DAY)
+        assert dict(asked.select("user_id", "label").iter_rows()) == expected("buy_10d", day)
