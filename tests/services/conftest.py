@@ -138,7 +138,7 @@ def build_tiny_release(folder: Path) -> TinyRelease:
                 max_affinities=interests.max_affinities,
             ),
             segments=lifecycle_table(users, as_of_us=AS_OF_US, thresholds=thresholds),
-            scores=Scorer.of([head]).score(
+            scores=Scorer.of([head], vocabulary).score(
                 users, features.compute(users, vectors, as_of_us=AS_OF_US), as_of_us=AS_OF_US
             ),
             users=USER_TABLE,
@@ -253,7 +253,8 @@ def _head(config: SonderConfig, timelines: Timelines, vocabulary: Vocabulary, en
     labels = np.arange(len(features)) % 4 == 0
     parameters = {"objective": "binary:logistic", "max_depth": 2, "min_child_weight": 0.1, "nthread": 1, "seed": 7}
     booster = xgboost.train(parameters, xgboost.DMatrix(features, label=labels), num_boost_round=5)
-    return ScoreHead(config.scores[0], booster, Calibrator("none"), spec, {"base_rate": 0.25})
+    task = config.scores[0]
+    return ScoreHead(task, (task.name,), booster, (Calibrator("none"),), spec, {"mean_labels": [0.25]})
 
 
 class LocalHandle:
