@@ -297,7 +297,7 @@ def test_all_heads_come_from_one_run_of_ray_train_and_are_those_of_one_process(
 
     class Counted(pipelines.score_train.XGBoostTrainer):
         def fit(self) -> Any:
-            runs.append(self.train_loop_config["tasks"])
+            runs.append([model["name"] for model in self.train_loop_config["models"]])
             return super().fit()
 
     monkeypatch.setattr(pipelines.score_train, "XGBoostTrainer", Counted)
