@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +32,12 @@ import pyarrow.parquet as pq
 import xgboost
 from numpy.typing import NDArray
 
-from sonder.scoring.heads import PARAMETERS
-
 NUM_FEATURES = 200
 ROWS_PER_FILE = 200_000
 MISSING_SHARE = 0.3
 MISSING_EVERY = 5  # columns
 FILLED = np.float32(-1e6)
+PARAMETERS: dict[str, Any] = {"objective": "binary:logistic", "tree_method": "hist", "eta": 0.05, "max_depth": 4}
 
 
 def main() -> None:
@@ -129,6 +129,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     result |= {"rows": matrix.num_row(), "build_s": round(time.perf_counter() - started, 1), "built_gib": memory_gib()}
     if arguments.cache is not None and arguments.cache.exists():
         result["cache_gib"] = round(sum(file.stat().st_size for file in arguments.cache.iterdir()) / 2**30, 2)
+    print(json.dumps(result), file=sys.stderr, flush=True)
     marks = Marks()
     xgboost.train(PARAMETERS | settings | {"seed": 7}, matrix, arguments.rounds, callbacks=[marks])
     result |= {"round_s": [round(second, 1) for second in marks.seconds], "trained_gib": memory_gib()}
@@ -146,6 +147,7 @@ class Marks(xgboost.callback.TrainingCallback):  # type: ignore[misc]  # xgboost
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         now = time.perf_counter()
         self.seconds.append(now - self.before)
+        print(f"round {epoch}: {self.seconds[-1]:.1f} s, {memory_gib()}", file=sys.stderr, flush=True)
         self.before = now
         return False
 

@@ -44,7 +44,7 @@ LOGS: dict[str, dict[str, Any]] = {
     "online_retail": {
         "events": {"path": str(SHARED / "online_retail.parquet"), "format": "online_retail"},
         "evaluation": {"protocol": "temporal", "test_days": 60},
-        "encoder": {"max_epochs": 12},
+        "encoder": {"max_epochs": 6},
         "scores": [
             {"name": "buy_30d", "within_days": 30, **BUY},
             {"name": "churn_30d", "within_days": 30, "churn": True},

@@ -39,7 +39,6 @@ from sonder.scoring.features import compute_features
 from sonder.scoring.specification import bind, derive_spec
 
 AGGREGATES = "aggregates"
-MAX_TRAINING_CUTOFFS = 8
 ROUNDS, PATIENCE = 1_000, 40
 PARAMETERS: dict[str, Any] = {
     "objective": "binary:logistic",
@@ -73,6 +72,7 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--end-back", type=int, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8])
+    parser.add_argument("--most-cutoffs", type=int, default=8, help="training cutoffs; the product's own most is 8")
     parser.add_argument("--out", type=Path, required=True, help="folder of the encoders")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
     window_us = task.within_days * MICROSECONDS_PER_DAY
     end_us = int(manifest["last_event_us"]) + 1 - arguments.end_back * MICROSECONDS_PER_DAY
     oldest_us = int(manifest["first_event_us"]) + max(window_us // 2, MICROSECONDS_PER_DAY)
-    places = [end_us - 3 * window_us - back * window_us // 2 for back in range(MAX_TRAINING_CUTOFFS)]
+    places = [end_us - 3 * window_us - back * window_us // 2 for back in range(arguments.most_cutoffs)]
     train_us = [cutoff for cutoff in places if cutoff >= oldest_us]
     asked = Asked(task, timelines, vocabulary, train_us, end_us - 2 * window_us, end_us - window_us)
     results: dict[str, Any] = {}
