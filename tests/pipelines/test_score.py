@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+import pipelines.score_matrix
 import pipelines.score_train
 from pipelines.bucket_tasks import over_buckets
 from pipelines.score import score_users, train_scores
 from pipelines.score_matrix import RowFiles
 from pipelines.score_plan import ScorePlan, plan_models
-from pipelines.score_rows import PARTS, ScoreRowsBucket, read_rows
+from pipelines.score_rows import PARTS, ModelPlan, ScoreRowsBucket, read_rows
 from pipelines.train import train_encoder
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
@@ -270,6 +271,33 @@ def test_a_matrix_that_is_kept_on_disk_gives_heads_as_good(
         assert metrics["auc"] == pytest.approx(trained[0]["metrics"][name]["auc"], abs=0.03)
 
 
+def test_bins_of_a_large_matrix_are_found_on_rows_spread_over_all_files(
+    config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, sizes = planned(config), []
+    make_rows(config, plan, tmp_path / "rows")
+    files = RowFiles.of(Folder.at(str(tmp_path / "rows")), plan.models[0], "train", [0, 1, 2])
+    num_rows = len(files.labels(plan.models[0]))
+    assert pipelines.score_matrix.bins_of(files, 3, num_rows=num_rows) is None
+    monkeypatch.setattr(pipelines.score_matrix, "BINNED_ROWS", 500)
+    bins = pipelines.score_matrix.bins_of(files, 3, num_rows=num_rows)
+    assert bins is not None
+    every = -(-num_rows // 500)
+    assert bins.num_row() == -(-num_rows // every)  # each n-th row of all files in a line
+    bins_of = pipelines.score_train.bins_of
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        matrix = bins_of(*arguments, **options)
+        sizes.append(matrix.num_row())
+        return matrix
+
+    monkeypatch.setattr(pipelines.score_train, "bins_of", told)
+    result = train(SonderConfig.model_validate(config.model_dump() | {"scoring": {"trials": 1}}), tmp_path / "scores")
+    assert max(sizes) <= 500
+    for name, metrics in result["metrics"].items():
+        assert metrics["auc"] == pytest.approx(trained[0]["metrics"][name]["auc"], abs=0.03)
+
+
 def test_everybody_who_can_be_asked_is_scored_once(
     config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
@@ -297,7 +325,8 @@ def test_all_heads_come_from_one_run_of_ray_train_and_are_those_of_one_process(
 
     class Counted(pipelines.score_train.XGBoostTrainer):
         def fit(self) -> Any:
-            runs.append([model["name"] for model in self.train_loop_config["models"]])
+            models = [ModelPlan.from_dict(model) for model in self.train_loop_config["models"]]
+            runs.append([model.name for model in models if not model.is_backtest])
             return super().fit()
 
     monkeypatch.setattr(pipelines.score_train, "XGBoostTrainer", Counted)
