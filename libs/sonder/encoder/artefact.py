@@ -70,6 +70,7 @@ class Encoder:
                 do="Restore the folder from its release.",
             )
         model = UserEncoder(spec, content)
+        _check_names(set(weights), set(model.state_dict()))
         model.load_state_dict(weights)
         with torch.no_grad():
             trained_I = torch.from_numpy(trained_items)
@@ -115,6 +116,19 @@ class Encoder:
             bias = self.model.item_bias(torch.from_numpy(log_shares(popularity)))
             bias -= bias.max()
         return replace(self, popularity=popularity, item_bias=bias.numpy())
+
+
+def _check_names(found: set[str], wanted: set[str]) -> None:
+    """ArtefactMismatch unless the weights are those of this version's model."""
+    missing, unknown = sorted(wanted - found), sorted(found - wanted)
+    if missing or unknown:
+        told = [f"{len(missing)} missing ({', '.join(missing[:3])})"] if missing else []
+        told += [f"{len(unknown)} unknown ({', '.join(unknown[:3])})"] if unknown else []
+        raise ArtefactMismatch(
+            f"Weights of another version's encoder: {' and '.join(told)}",
+            expected="the weights of an encoder that this version of Sonder trains",
+            do="Build without --parent, or read the release with the version that made it.",
+        )
 
 
 def save_encoder(encoder: Encoder, folder: Folder, *, metrics: dict[str, Any] | None = None) -> None:

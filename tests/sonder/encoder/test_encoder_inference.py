@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from sonder.core.errors import ArtefactMismatch
 from sonder.core.storage import Folder
@@ -131,6 +132,17 @@ def test_a_specification_of_another_version_is_refused(encoder, tmp_path):
     content["spec"]["unheard_of"] = 1
     (folder / "encoder.json").write_json(content)
     with pytest.raises(ArtefactMismatch, match="unheard_of"):
+        load_encoder(folder)
+
+
+def test_weights_of_another_version_are_refused_by_name(encoder, tmp_path):
+    folder = Folder.at(str(tmp_path))
+    save_encoder(encoder, folder)
+    tensors = load((tmp_path / "weights.safetensors").read_bytes())
+    lost = next(name for name in encoder.model.state_dict())
+    tensors["of_old"] = tensors.pop(lost)
+    (tmp_path / "weights.safetensors").write_bytes(save(tensors))
+    with pytest.raises(ArtefactMismatch, match=rf"1 missing \({lost}\) and 1 unknown \(of_old\)"):
         load_encoder(folder)
 
 
