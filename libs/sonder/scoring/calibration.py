@@ -4,12 +4,13 @@ A probability (link logit: margins are log-odds, the loss is log loss)
 none       sigmoid(margin): what the booster was trained to say
 platt      sigmoid(slope * margin + intercept), fitted to Platt's targets (1999): (N+ + 1) / (N+ + 2) for a positive,
            1 / (N- + 2) for a negative, so that labels that the margins separate do not make the slope infinite
-isotonic   a rising step-and-line function through pooled frequencies (Zadrozny & Elkan 2002), kept half an event away
-           from 0 and 1, so that no finite sample promises the impossible
+isotonic   lines between the middles of pooled frequencies (Zadrozny & Elkan 2002; centred as Oron & Flournoy 2017),
+           kept half an event away from 0 and 1, so that no finite sample promises the impossible; Platt's slope beyond
+           the outermost middles. Steps would make ties of users whom the booster tells apart, this keeps their order
 An expected amount (link log: margins are its logarithm, the loss is Tweedie deviance; power 1 is Poisson's)
 none       exp(margin)
 scale      exp(margin + intercept): the totals agree
-isotonic   a rising function through pooled means (least squares keeps them), kept above 0
+isotonic   lines between the middles of pooled means, kept above 0; beyond the outermost in proportion to exp(margin)
 The choice is made by cross-fitting inside the calibration set, so that no method is judged on rows it was fitted to;
 the winner is then fitted on all rows. Of equals the simpler one. A calibrator is JSON and is applied by numpy alone.
 """
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mean_tweedie_deviance
@@ -50,10 +51,17 @@ class Calibrator:
         """Probability or expected amount of each raw margin, same shape."""
         raw = margins.astype(np.float64)
         if self.method == "isotonic":
-            return np.interp(raw, self._margins, self._heights)
-        line = self.slope * raw + self.intercept
-        calibrated: NDArray[np.float64] = expit(line) if self.link == "logit" else np.exp(np.minimum(line, MOST_LOG))
-        return calibrated
+            return self._between_middles(raw)
+        return _unlinked(self.slope * raw + self.intercept, self.link)
+
+    def _between_middles(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        told = np.interp(raw, self._margins, self._heights)
+        for end, is_beyond in ((0, raw < self._margins[0]), (-1, raw > self._margins[-1])):
+            if is_beyond.any():
+                height = self._heights[end]
+                start = logit(height) if self.link == "logit" else np.log(height)
+                told[is_beyond] = _unlinked(start + self.slope * (raw[is_beyond] - self._margins[end]), self.link)
+        return told
 
     @cached_property
     def _margins(self) -> NDArray[np.float64]:
@@ -140,13 +148,21 @@ def _fit_platt(margins_N: NDArray[np.float64], labels_N: NDArray[np.bool_]) -> C
 
 def _fit_isotonic(margins_N: NDArray[np.float64], labels_N: NDArray[np.generic], link: Link) -> Calibrator:
     amounts = labels_N.astype(np.float64)
-    steps = IsotonicRegression(out_of_bounds="clip").fit(margins_N, amounts)
+    pooled = IsotonicRegression().fit_transform(margins_N, amounts)
+    heights, block_N = np.unique(pooled, return_inverse=True)
+    middles = np.bincount(block_N, margins_N) / np.bincount(block_N)
     # Half a usual event among all rows: no finite sample promises the impossible, and a mean of 0 has no deviance.
     least = 0.5 / len(amounts) * (amounts.sum() / max(np.count_nonzero(amounts), 1))
-    heights = np.clip(steps.y_thresholds_, least, 1 - least if link == "logit" else None)
+    heights = np.clip(heights, least, 1 - least if link == "logit" else None)
+    slope = max(_fit_platt(margins_N, labels_N.astype(np.bool_)).slope, 0.0) if link == "logit" else 1.0
     return Calibrator(
-        "isotonic", margins=tuple(steps.X_thresholds_.tolist()), heights=tuple(heights.tolist()), link=link
+        "isotonic", slope=slope, margins=tuple(middles.tolist()), heights=tuple(heights.tolist()), link=link
     )
+
+
+def _unlinked(line: NDArray[np.float64], link: Link) -> NDArray[np.float64]:
+    unlinked: NDArray[np.float64] = expit(line) if link == "logit" else np.exp(np.minimum(line, MOST_LOG))
+    return unlinked
 
 
 def log_loss(labels_N: NDArray[np.bool_], probabilities_N: NDArray[np.float64]) -> float:

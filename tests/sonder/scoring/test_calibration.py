@@ -7,7 +7,7 @@ import orjson
 import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from sonder.scoring.calibration import (
     Calibrator,
@@ -51,6 +51,32 @@ def test_a_bent_scale_is_repaired_by_the_isotonic_function() -> None:
     fresh, happened = sample(20_000, seed=1)
     repaired = log_loss(happened, calibrator(np.sign(fresh) * fresh**4))
     assert repaired == pytest.approx(log_loss(happened, expit(fresh)), abs=0.005)
+
+
+def test_the_isotonic_function_makes_no_ties_of_margins_that_differ() -> None:
+    logits, labels = sample(2000)
+    calibrator = fit_method("isotonic", logits, labels)
+    assert len(calibrator.margins) < 60  # pooled: most margins lie between two middles, and some beyond them
+    told = calibrator(np.sort(logits))
+    assert (np.diff(told) > 0).all()
+    assert told.sum() == pytest.approx(labels.sum(), rel=0.01)
+    assert 0 < told[0] < told[-1] < 1
+
+
+def test_beyond_the_outermost_middles_the_isotonic_function_goes_on_with_platts_slope() -> None:
+    logits, labels = sample(2000)
+    calibrator = fit_method("isotonic", logits, labels)
+    ends = np.array([calibrator.margins[0], calibrator.margins[-1]])
+    steps = np.array([-0.5, 0.5])
+    beyond = logit(calibrator(ends + steps)) - logit(np.array([calibrator.heights[0], calibrator.heights[-1]]))
+    assert beyond == pytest.approx(steps * fit_method("platt", logits, labels).slope)
+
+
+def test_an_amount_beyond_the_highest_middle_grows_with_its_margin() -> None:
+    logs, spent = amounts(2000)
+    calibrator = fit_method("isotonic", logs, spent, link="log")
+    top = calibrator.margins[-1]
+    assert calibrator(np.array([top + 1.0])) == pytest.approx(np.e * calibrator.heights[-1])
 
 
 def test_few_rows_are_not_judged_on_what_they_were_fitted_to() -> None:
