@@ -9,6 +9,7 @@ seen      trained before the test cutoff, as a build does. At the training and c
           weights have seen the label windows; at the test cutoff they have not
 unseen    trained before the oldest training cutoff: its vectors are out of time at every cutoff
 The heads' plan, features, stopping and calibration are those of the product (N/2 days between training cutoffs).
+Of a task with several outputs (next_category) every figure is the mean over the outputs.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ import numpy as np
 import xgboost
 from numpy.typing import NDArray
 
-from benchmarks.scores_baselines import Asked
 from benchmarks.scores_metrics import METRICS, measure, paired_differences, verdict
 from pipelines.train import train_encoder
-from sonder.core.config import SonderConfig, load
+from sonder.core.config import ScoreTask, SonderConfig, load
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
 from sonder.encoder.inference import embed_users
 from sonder.history.snapshot import read_timelines
-from sonder.history.timelines import MICROSECONDS_PER_DAY
+from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.scoring.calibration import fit_calibrator
 from sonder.scoring.features import compute_features
 from sonder.scoring.specification import bind, derive_spec
+from sonder.scoring.tasks import label_task, outputs_of
 
 AGGREGATES = "aggregates"
 ROUNDS, PATIENCE = 1_000, 40
@@ -55,8 +56,27 @@ PARAMETERS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Question:
+    """One task with the points in time of its heads."""
+
+    task: ScoreTask
+    outputs: tuple[str, ...]
+    timelines: Timelines
+    vocabulary: Vocabulary
+    train_us: list[int]
+    calibration_us: int
+    test_us: int
+
+    def labelled(self, cutoff_us: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Rows of the users who are asked, and what came true [N, K]."""
+        asked, labels = label_task(self.task, self.outputs, self.timelines, self.vocabulary, cutoff_us=cutoff_us)
+        rows = np.flatnonzero(asked)
+        return rows, labels[rows].reshape(len(rows), -1) > 0
+
+
+@dataclass(frozen=True)
 class Part:
-    """Rows of one or more cutoffs: features by name of the block, labels, users."""
+    """Rows of one or more cutoffs: features by name of the block, labels [N, K], users."""
 
     blocks: dict[str, NDArray[np.float32]]
     labels: NDArray[np.bool_]
@@ -89,7 +109,9 @@ def main() -> None:
     oldest_us = int(manifest["first_event_us"]) + max(window_us // 2, MICROSECONDS_PER_DAY)
     places = [end_us - 3 * window_us - back * window_us // 2 for back in range(arguments.most_cutoffs)]
     train_us = [cutoff for cutoff in places if cutoff >= oldest_us]
-    asked = Asked(task, timelines, vocabulary, train_us, end_us - 2 * window_us, end_us - window_us)
+    calibration_us, test_us = end_us - 2 * window_us, end_us - window_us
+    outputs = outputs_of(task, timelines, vocabulary, cutoff_us=test_us)
+    asked = Question(task, outputs, timelines, vocabulary, train_us, calibration_us, test_us)
     results: dict[str, Any] = {}
     for seed in arguments.seeds:
         folder = arguments.out.resolve() / f"{task.name}-{arguments.end_back}-{seed}"
@@ -110,7 +132,7 @@ def train_once(config: SonderConfig, seed: int, snapshot: str, target: Folder, c
 
 
 def answer(
-    asked: Asked, encoders: dict[str, Path], first_us: int, seed: int
+    asked: Question, encoders: dict[str, Path], first_us: int, seed: int
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
     """What heads over each choice of blocks say of the test users."""
     spec = derive_spec(asked.timelines, asked.vocabulary, first_us=first_us, cutoff_us=asked.test_us, embedding_dim=0)
@@ -151,8 +173,17 @@ def head(train: Part, held_out: Part, test: Part, names: tuple[str, ...], seed: 
         verbose_eval=False,
     )
     booster = booster[: booster.best_iteration + 1]
-    calibrator = fit_calibrator(booster.inplace_predict(held, predict_type="margin"), held_out.labels)
-    return calibrator(booster.inplace_predict(test.matrix(names), predict_type="margin"))
+    shape = (-1, held_out.labels.shape[1])
+    before = booster.inplace_predict(held, predict_type="margin").reshape(shape)
+    after = booster.inplace_predict(test.matrix(names), predict_type="margin").reshape(shape)
+    calibrators = [fit_calibrator(before[:, k], held_out.labels[:, k]) for k in range(shape[1])]
+    return np.column_stack([calibrator(after[:, k]) for k, calibrator in enumerate(calibrators)])
+
+
+def mean_measures(labels_UK: NDArray[np.bool_], scores_UK: NDArray[np.float64]) -> dict[str, float]:
+    """All METRICS, the mean over the outputs."""
+    measured = [measure(labels, scores) for labels, scores in zip(labels_UK.T, scores_UK.T, strict=True)]
+    return {name: float(np.mean([metrics[name] for metrics in measured])) for name in METRICS}
 
 
 def report(title: str, answers: dict[str, NDArray[np.float64]], labels: NDArray[np.bool_]) -> dict[str, Any]:
@@ -160,8 +191,8 @@ def report(title: str, answers: dict[str, NDArray[np.float64]], labels: NDArray[
     print("| features | " + " | ".join(METRICS) + " |\n|---|" + "---|" * len(METRICS))
     result: dict[str, Any] = {}
     for name, values in answers.items():
-        metrics = measure(labels, values)
-        differences = paired_differences(labels, values, answers[AGGREGATES])
+        metrics = mean_measures(labels, values)
+        differences = paired_differences(labels, values, answers[AGGREGATES], measure=mean_measures)
         result[name] = {"metrics": metrics, "minus_aggregates": differences}
         cells = []
         for metric in METRICS:

@@ -9,6 +9,8 @@ Intervals: a bootstrap over users, both scores on the same draw (paired), 2.5 an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -39,7 +41,12 @@ def top_lift(labels_U: NDArray[np.bool_], scores_U: NDArray[np.float64]) -> floa
 
 
 def paired_differences(
-    labels_U: NDArray[np.bool_], ours_U: NDArray[np.float64], theirs_U: NDArray[np.float64], *, seed: int = 7
+    labels_U: NDArray[np.bool_],
+    ours_U: NDArray[np.float64],
+    theirs_U: NDArray[np.float64],
+    *,
+    measure: Callable[[NDArray[np.bool_], NDArray[np.float64]], dict[str, float]] = measure,
+    seed: int = 7,
 ) -> dict[str, tuple[float, float, float]]:
     """ours - theirs of each metric -> (on all users, lower, upper end of the interval)."""
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """Compare a build of a synthetic world with the truth that the world wrote beside its events.
 
 The keys are `truth.*`: purity and completeness of interests, agreement of lifecycle, and for each score the AUC of the
-true probability, the best that any model could reach on the same labels.
+true probability, which knows hidden states, and the one that an observer of the events alone can attain.
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ def _clusters(truth: Folder, release: Folder, as_of_us: int) -> dict[str, float]
 
 def _scores(truth: Folder, release: Folder) -> dict[str, float]:
     best = _frame((truth / "scores.parquet").read_table())
+    observed_file = truth / "attainable.parquet"  # worlds of earlier versions have none
+    observed = _frame(observed_file.read_table()) if observed_file.exists() else None
     folder = release / "scores" / "test"
     found: dict[str, float] = {}
     for name in [child.name.removesuffix(".parquet") for child in folder.children()]:
@@ -142,10 +144,13 @@ def _scores(truth: Folder, release: Folder) -> dict[str, float]:
             continue
         tested = _frame((folder / f"{name}.parquet").read_table())
         cutoff_days = tested["cutoff"].dt.round("1d").unique()  # the log ends minutes before its last midnight
-        known = best.filter(pl.col("cutoff").dt.round("1d").is_in(cutoff_days.implode()))
-        compared = score_against_best(
-            tested.select("user_id", "label", probability="value"), known.select("user_id", probability=name)
+        is_asked = pl.col("cutoff").dt.round("1d").is_in(cutoff_days.implode())
+        known, told = (
+            None if table is None else table.filter(is_asked).select("user_id", probability=name)
+            for table in (best, observed)
         )
+        assert known is not None
+        compared = score_against_best(tested.select("user_id", "label", probability="value"), known, told)
         found |= {
             f"truth.{name}.{metric}": value
             for metric, value in compared.items()

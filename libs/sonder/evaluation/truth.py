@@ -12,7 +12,7 @@ the clustering itself may have grouped a few of them otherwise.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 import polars as pl
@@ -170,23 +170,38 @@ def true_lifecycle(periods: pl.DataFrame, *, as_of: datetime, new_days: float, d
     )
 
 
-def score_against_best(scored: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float | None]:
-    """AUC of a score beside the AUC of the true probability, the best that any score can reach on these labels.
+def score_against_best(
+    scored: pl.DataFrame, truth: pl.DataFrame, attainable: pl.DataFrame | None = None
+) -> dict[str, float | None]:
+    """AUC of a score beside that of the true probability, and beside what can be known of it from the events.
 
-    `scored` is [user_id, label, probability], `truth` [user_id, probability]; users of both are compared.
-    share_of_best is (auc - 0.5) / (auc_of_truth - 0.5): 1 leaves nothing to learn. None where an AUC is undefined.
+    `scored` is [user_id, label, probability], the others [user_id, probability]; users of both are compared, with
+    `attainable` those of all three for its two numbers.
+    share_of_best is (auc - 0.5) / (auc_of_truth - 0.5): 1 leaves nothing to learn. gap_to_attainable is attainable_auc
+    minus our AUC on the same users. None where an AUC is undefined.
     """
     joined = scored.join(truth.select("user_id", true="probability"), on="user_id")
     labels, own, best = (joined[name].to_numpy() for name in ("label", "probability", "true"))
-    auc, auc_of_truth = (evaluate_score(labels, given, num_resamples=0).auc for given in (own, best))
+    auc, auc_of_truth = _auc(labels, own), _auc(labels, best)
     known = auc is not None and auc_of_truth is not None and auc_of_truth != 0.5
-    return {
+    found = {
         "auc": auc,
         "auc_of_truth": auc_of_truth,
         "share_of_best": (auc - 0.5) / (auc_of_truth - 0.5) if known and auc and auc_of_truth else None,
         "mean_absolute_error": float(np.mean(np.abs(own - best))) if len(joined) else None,
         "users": float(len(joined)),
     }
+    if attainable is None:
+        return found
+    observed = scored.join(attainable.select("user_id", told="probability"), on="user_id")
+    labels, own, told = (observed[name].to_numpy() for name in ("label", "probability", "told"))
+    auc, attainable_auc = _auc(labels, own), _auc(labels, told)
+    gap = attainable_auc - auc if auc is not None and attainable_auc is not None else None
+    return found | {"attainable_auc": attainable_auc, "gap_to_attainable": gap}
+
+
+def _auc(labels: NDArray[Any], given: NDArray[Any]) -> float | None:
+    return evaluate_score(labels, given, num_resamples=0).auc
 
 
 def _cut_category(depth: int | None) -> pl.Expr:

@@ -3,7 +3,8 @@
 config      size, seed and random numbers      taxonomy    the words of the catalogue
 catalogue   items, weekly popularity           people      rates, interests, lifecycle
 sessions    when they come, and for what       actions     what they do on the pages they see
-truth       what is true, by the process       world       `simulate` and `write_world`
+truth       what is true, by the process       observer    what the log can tell of it
+world       `simulate` and `write_world`
 """
 
 from sonder.events.synthetic.config import WorldConfig

@@ -5,7 +5,9 @@ interests   user_id, category, weight, from, to: the share of an interest at a t
 lifecycle   user_id, tier, state (active, away, left), began (before, joined, returned, lapsed, left), from, to,
             sessions_per_day, events_per_day (expected, as of the start of the period): one row per period
 scores      user_id, cutoff, state, buy_7d, churn_14d: probabilities given the hidden state when the day before the
-            cutoff ended, for everyone who has joined by then. No model can rank better than these, on average.
+            cutoff ended, for everyone who has joined by then. No model can rank better than these, on average
+attainable  user_id, cutoff, buy_7d, churn_14d: what can be known of that from the events before the cutoff, for the
+            people of the first part (observer.py)
 
 The probabilities come from a forward pass over the window's days through the states active, away, left. A day in the
 active state has a Poisson number of sessions, so a day without (a buying) session has probability
@@ -64,8 +66,8 @@ def interests_table(config: WorldConfig, people: People, user_ids: pa.Array) -> 
             Col.USER_ID: user_ids.take(pa.array(user)),
             Col.CATEGORY: pa.array(LEAVES).take(pa.array(people.leaf[user, slot, phase])),
             "weight": pa.array(people.weight[user, slot]),
-            "from": _timestamps(start[user, slot, phase]),
-            "to": _timestamps(end[user, slot, phase]),
+            "from": midnights(start[user, slot, phase]),
+            "to": midnights(end[user, slot, phase]),
         }
     )
 
@@ -93,8 +95,8 @@ def lifecycle_table(config: WorldConfig, catalogue: Catalogue, people: People, u
             "tier": pa.array(TIERS).take(pa.array(people.tier[user])),
             "state": pa.array(STATES).take(pa.array(kind)),
             "began": pa.array(began),
-            "from": _timestamps(day),
-            "to": _timestamps(end),
+            "from": midnights(day),
+            "to": midnights(end),
             "sessions_per_day": pa.array(sessions_per_day),
             "events_per_day": pa.array(sessions_per_day * events_per_session(catalogue, people, day, user)),
         }
@@ -104,10 +106,7 @@ def lifecycle_table(config: WorldConfig, catalogue: Catalogue, people: People, u
 def scores_table(config: WorldConfig, catalogue: Catalogue, people: People, user_ids: pa.Array) -> pa.Table:
     """One row per cutoff and user who had joined by then."""
     parts = []
-    for days in sorted(CUTOFF_DAYS_BEFORE_END, reverse=True):
-        cutoff = config.num_days - days
-        if cutoff < 1:
-            continue
+    for cutoff in cutoff_days(config):
         buying = chance_of_buying_session(catalogue, people, cutoff)
         no_buy = chance_of_none(people, cutoff, BUY_DAYS, 1 - buying)
         no_visit = chance_of_none(people, cutoff, CHURN_DAYS, np.zeros(people.num_users))
@@ -116,7 +115,7 @@ def scores_table(config: WorldConfig, catalogue: Catalogue, people: People, user
             pa.table(
                 {
                     Col.USER_ID: user_ids.take(pa.array(row)),
-                    "cutoff": _timestamps(np.full(len(row), cutoff)),
+                    "cutoff": midnights(np.full(len(row), cutoff)),
                     "state": pa.array(STATES).take(pa.array(people.state[row, cutoff - 1])),
                     f"buy_{BUY_DAYS}d": pa.array(1 - no_buy[row]),
                     f"churn_{CHURN_DAYS}d": pa.array(no_visit[row]),
@@ -124,6 +123,11 @@ def scores_table(config: WorldConfig, catalogue: Catalogue, people: People, user
             )
         )
     return pa.concat_tables(parts)
+
+
+def cutoff_days(config: WorldConfig) -> list[int]:
+    """Days of the log at whose start the scores are asked for, ascending."""
+    return sorted(config.num_days - days for days in CUTOFF_DAYS_BEFORE_END if days < config.num_days)
 
 
 def chance_of_none(
@@ -144,7 +148,7 @@ def chance_of_none(
 def chance_of_buying_session(catalogue: Catalogue, people: People, day: int) -> NDArray[np.float64]:
     """Chance [U] that a session of an active person on this day ends in at least one purchase."""
     everyone = np.arange(people.num_users)
-    relevant_UF = _relevant_share(catalogue, people, np.full(people.num_users, day), everyone)
+    relevant_UF = relevant_share(catalogue, people, np.full(people.num_users, day), everyone)
     buys_if_relevant = people.click * RELEVANT_CLICK * people.buy
     buys_otherwise = people.click * IRRELEVANT_CLICK * people.buy * IRRELEVANT_BUY_FACTOR
     buys_UF = relevant_UF * buys_if_relevant[:, None] + (1 - relevant_UF) * buys_otherwise[:, None]
@@ -157,7 +161,7 @@ def events_per_session(
     catalogue: Catalogue, people: People, day: NDArray[np.int64], user: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Expected events of a session [N] of each user on each day."""
-    relevant = _relevant_share(catalogue, people, day, user) @ np.asarray(SURFACE_SHARES)
+    relevant = relevant_share(catalogue, people, day, user) @ np.asarray(SURFACE_SHARES)
     click, buy, hide = people.click[user], people.buy[user], people.hide[user]
     liked = relevant * click * RELEVANT_CLICK * (1 + RELEVANT_SAVE + buy)
     odd_click = click * IRRELEVANT_CLICK
@@ -166,7 +170,7 @@ def events_per_session(
     return expected
 
 
-def _relevant_share(
+def relevant_share(
     catalogue: Catalogue, people: People, day: NDArray[np.int64], user: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Chance [N, surfaces] that an impression is relevant: all from the focus are, others by chance."""
@@ -176,7 +180,7 @@ def _relevant_share(
     return relevant
 
 
-def _timestamps(day: NDArray[np.integer]) -> pa.Array:
+def midnights(day: NDArray[np.integer]) -> pa.Array:
     """Midnight at the start of each day of the log."""
     us = int(START.timestamp()) * 1_000_000 + day.astype(np.int64) * (DAY_MS * 1_000)
     return pa.array(us).cast(TIMESTAMP_TYPE)

@@ -1,9 +1,9 @@
 """Run the synthetic world: part by part, so that its size does not matter to memory, and write it as a log to build on.
 
 `DIR/events/part-NNNNN.parquet` (one part of the people each, by time), `DIR/items.parquet`, `DIR/users.parquet` (the
-accounts), `DIR/sonder.yaml` and the truth in `DIR/truth/{interests,lifecycle,scores}.parquet`. The log has no event
-ids: they are derived like those of any log without. People who never come in the log's days are in the truth and in the
-user table only.
+accounts), `DIR/sonder.yaml` and the truth in `DIR/truth/{interests,lifecycle,scores,attainable}.parquet`. The log has
+no event ids: they are derived like those of any log without. People who never come in the log's days are in the truth
+and in the user table only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sonder.events.synthetic.actions import ACTIONS, Actions, draw_actions
 from sonder.events.synthetic.catalogue import Catalogue, build_catalogue
 from sonder.events.synthetic.config import DAY_MS, START, WorldConfig
 from sonder.events.synthetic.identifiers import padded_ids
+from sonder.events.synthetic.observer import attainable_table
 from sonder.events.synthetic.people import build_people
 from sonder.events.synthetic.sessions import SURFACES, draw_sessions
 from sonder.events.synthetic.truth import interests_table, lifecycle_table, scores_table
@@ -38,6 +39,7 @@ class WorldPart:
     lifecycle: pa.Table
     scores: pa.Table
     users: pa.Table  # the accounts of these people
+    attainable: pa.Table | None = None  # what the log can tell of the scores; asked for of the first part alone
 
 
 def simulate(config: WorldConfig) -> Iterator[WorldPart]:
@@ -52,7 +54,9 @@ def write_world(config: WorldConfig, folder: Folder) -> dict[str, int]:
     users: list[pa.Table] = []
     (folder / "events").remove()
     with stage("synth", users=config.num_users, days=config.num_days, seed=config.seed) as counts:
-        for index, part in enumerate(_parts(config, catalogue)):
+        for index, part in enumerate(_parts(config, catalogue, observes_first=True)):
+            if part.attainable is not None:
+                (folder / "truth" / "attainable.parquet").write_table(part.attainable)
             write_events(part.events, folder / "events" / f"part-{index:05d}.parquet")
             num_events += part.events.num_rows
             users.append(part.users)
@@ -121,12 +125,12 @@ def configuration(config: WorldConfig, folder: Folder) -> str:
 _EVENT_COLUMNS = (Col.USER_ID, Col.ITEM_ID, Col.ACTION, Col.TIMESTAMP, Col.SURFACE, Col.VALUE, Col.REQUEST_ID)
 
 
-def _parts(config: WorldConfig, catalogue: Catalogue) -> Iterator[WorldPart]:
+def _parts(config: WorldConfig, catalogue: Catalogue, *, observes_first: bool = False) -> Iterator[WorldPart]:
     for part in range(config.num_parts):
-        yield _simulate_part(config, catalogue, part)
+        yield _simulate_part(config, catalogue, part, is_observed=observes_first and part == 0)
 
 
-def _simulate_part(config: WorldConfig, catalogue: Catalogue, part: int) -> WorldPart:
+def _simulate_part(config: WorldConfig, catalogue: Catalogue, part: int, *, is_observed: bool) -> WorldPart:
     people = build_people(config, catalogue, part)
     rng = config.generator(2, part)
     sessions = draw_sessions(rng, config, catalogue, people)
@@ -141,6 +145,7 @@ def _simulate_part(config: WorldConfig, catalogue: Catalogue, part: int) -> Worl
         lifecycle=lifecycle_table(config, catalogue, people, user_ids),
         scores=scores_table(config, catalogue, people, user_ids),
         users=accounts_table(config, part, people, user_ids, first_ms),
+        attainable=attainable_table(config, catalogue, sessions, actions, user_ids) if is_observed else None,
     )
 
 
