@@ -161,10 +161,10 @@ def measure_online(
 
 def measure_batch(scores: Scores, features: NDArray[np.float32], num_users: int, num_turns: int) -> dict[str, Any]:
     x = features[np.random.default_rng(2).integers(0, len(features), num_users)]
-    matrix = xgboost.DMatrix(x)
+    matrices = [xgboost.DMatrix(x) for _ in range(num_turns)]  # a booster remembers what it predicted for a matrix
     contenders: dict[str, Callable[[], Any]] = {
         "raw, inplace": lambda: scores.one_by_one(x),
-        "raw, on a DMatrix": lambda: scores.on_matrix(matrix),
+        "raw, on a DMatrix": lambda: scores.on_matrix(matrices.pop()),
         "forest": lambda: scores.forest.margins(x),
         "calibrated": lambda: scores.calibrated(x),
     }

@@ -21,7 +21,7 @@ def tell_stories(config: SonderConfig, target: Folder, history: Folder, profiles
 
 def promise_of(task: ScoreTask) -> str:
     """Completes the sentence `the chance that a user …`, or says which amount is expected."""
-    days, action = f"within {task.within_days} days", f"of `{task.action}` " if task.action else ""
+    days, action = f"within {task.within_days} days", f"of ‘{task.action}’ " if task.action else ""
     match task.kind:
         case "churn":
             return f"shows no activity for {task.within_days} days"
@@ -31,7 +31,7 @@ def promise_of(task: ScoreTask) -> str:
             return f"expected sum of values {action}{days}"
         case "count":
             return f"expected number of events {action}{days}"
-    return f"does `{task.action}` {days}"
+    return f"does ‘{task.action}’ {days}"
 
 
 def _is_told(score: Mapping[str, Any]) -> bool:

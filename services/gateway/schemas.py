@@ -130,9 +130,9 @@ class Driver(BaseModel):
 
 
 class Score(BaseModel):
-    name: str
-    value: float = Field(description="calibrated probability")
-    base_rate: float | None = Field(description="of all users; what a cold user gets")
+    name: str = Field(description="of the task; TASK/CATEGORY where a task has a score for each category")
+    value: float = Field(description="calibrated probability; expected amount of a value, count of a count task")
+    base_rate: float | None = Field(description="mean over all users; what a cold user gets")
     drivers: list[Driver]
 
 

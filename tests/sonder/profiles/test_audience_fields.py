@@ -22,6 +22,7 @@ from sonder.segments.rules.syntax import Value
 from tests.tiny_log import ACTIONS, random_log, timelines_of, vocabulary_of
 
 AS_OF_DAY = 100
+SCORES = {"buy": 1, "churn": 1, "spend_30d": 90_000, "next_10d/garden": 1}  # name -> largest value
 RULES = [
     Rule.parse(text)
     for text in (
@@ -30,6 +31,7 @@ RULES = [
         "recency_days > 1 and tenure_days > 1 and num_events > 1 and active_days > 1 and num_interests > 1",
         "first_seen > 1970-01-05 and last_seen > 1970-01-05",
         "score.buy > 0.2 and score.churn > 0.2 and consent.ads and attribute.age > 3 and attribute.age = 'x'",
+        "score.spend_30d > 45000.5 and score.'next_10d/garden' > 0.3",
         "interest('garden') > 0.2 and interest('garden/tools') > 0.2 and interest('i7') > 0.2",
         "affinity('garden') > 0.2 and affinity('home') > 0.2",
         "count(buy, 7d) > 1 and count(30d) > 1 and sum(buy, 90d) > 1 and sum(7d) > 1 and days(30d) > 1",
@@ -64,7 +66,7 @@ def profile_of(draw: np.random.Generator, user_id: str, first_us: int | None, la
             "cluster": maybe("x"),
         },
         "interests": interests[: int(draw.integers(0, 5))],
-        "scores": [{"name": name, "value": float(draw.random())} for name in ("buy", "churn") if maybe(1)],
+        "scores": [{"name": name, "value": scale * float(draw.random())} for name, scale in SCORES.items() if maybe(1)],
         "attributes": maybe([{"name": "age", "value": maybe(str(draw.choice(["31", "4.5", "x", "1e5", ""])))}]),
         "consent": maybe([{"name": "ads", "granted": maybe(True)}]),
         "affinities": maybe([{"category": "garden", "level": 1, "share": 0.2, "lift": 2.0}]) or [],

@@ -6,7 +6,7 @@ recency_days, tenure_days           days since the last and the first event, bef
 first_seen, last_seen               dates, compared with 2026-01-31 (its midnight in UTC)
 active_days, num_events             of the lifecycle's window; of the whole history
 num_interests, is_cold
-score.NAME                          calibrated probability
+score.NAME, score.'TASK/CATEGORY'   calibrated probability, or expected amount
 attribute.NAME                      text of the user table; a number where it is compared with one
 consent.NAME                        true or false
 interest('PATH')                    sum of the weights of the interests of this category and below it, 0 to 1; an
