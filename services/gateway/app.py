@@ -13,7 +13,7 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
 from services.embedding.deployment import Embedding
-from services.gateway.deployment import Gateway
+from services.gateway.deployment import Gateway, Refresh
 from services.retrieval.deployment import Retrieval
 from services.scoring.deployment import Scoring
 from services.segmentation.deployment import Segmentation
@@ -33,6 +33,8 @@ STAGE_OPTIONS: dict[str, Any] = {
     "ray_actor_options": {"num_cpus": 0.25},
 }
 STAGES = {"embedding": Embedding, "segmentation": Segmentation, "scoring": Scoring, "retrieval": Retrieval}
+# One process writes a store: a second one would only wait for its lock.
+REFRESH_OPTIONS: dict[str, Any] = {**STAGE_OPTIONS, "max_surge_percent": 0}
 GATEWAY_OPTIONS: dict[str, Any] = {
     **STAGE_OPTIONS,
     "max_ongoing_requests": 512,
@@ -63,4 +65,6 @@ def build(args: GatewayArgs) -> Application:
         .bind(**where, **({"log_features": args.log_features} if kind is Scoring else {}))
         for name, kind in STAGES.items()
     }
-    return serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS).bind(**where, **stages)
+    computing = {name: stages[name] for name in ("embedding", "segmentation", "scoring")}
+    refresh = serve.deployment(Refresh, name="refresh").options(**REFRESH_OPTIONS).bind(**where, **computing)
+    return serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS).bind(**where, **stages, refresh=refresh)

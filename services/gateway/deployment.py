@@ -1,17 +1,27 @@
-"""The ingress deployment: one HTTP application over one engine, which is built once, when the replica starts."""
+"""The ingress deployment, one HTTP application over one engine, and the one that keeps stored profiles up to date."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
+from services.gateway.engine import now_us
+from services.gateway.fresh import FreshPath
 from services.gateway.http import create_app
-from services.gateway.opening import open_engine
+from services.gateway.opening import describe, open_engine, open_packer
+from services.gateway.recent import RecentEvents
+from services.gateway.refresh import Refresher
 from services.gateway.stages import HandleStages
+from sonder.core.errors import NotReady
 from sonder.core.workspace import Workspace
+from sonder.profiles.lmdb_store import LmdbStore
+from sonder.profiles.online_log import OnlineLog
 from sonder.releases.artefacts import Release
+
+BUDGET_S = 5.0  # of a micro-batch of refreshes: nobody waits for it
 
 
 @serve.ingress()
@@ -19,8 +29,16 @@ class Gateway:
     """Holds the handles of the other deployments; reads stored profiles in its own process."""
 
     def __init__(
-        self, workspace: str, release: str, embedding: Any, segmentation: Any, scoring: Any, retrieval: Any
+        self,
+        workspace: str,
+        release: str,
+        embedding: Any,
+        segmentation: Any,
+        scoring: Any,
+        retrieval: Any,
+        refresh: Any,
     ) -> None:
+        self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
         stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval)
         self._engine = open_engine(Release.open(Workspace.at(workspace), release), stages)
 
@@ -30,3 +48,39 @@ class Gateway:
     def check_health(self) -> None:
         """One read of the store: where it fails, Serve replaces the replica."""
         self._engine.profile("")
+
+
+class Refresh:
+    """Follows the online log of its node; nothing calls it."""
+
+    def __init__(self, workspace: str, release: str, embedding: Any, segmentation: Any, scoring: Any) -> None:
+        stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
+        opened = Release.open(Workspace.at(workspace), release)
+        opened.open_store().close()  # loaded where this machine has none yet
+        path = opened.workspace.store / release
+        store = LmdbStore.open(path, release=release, writable=True)
+        info = describe(opened, num_profiles=store.metadata().num_profiles)
+        recent = RecentEvents(
+            store,
+            OnlineLog(opened.workspace.online_log),
+            open_packer(opened, store),
+            info.cold,
+            release_as_of_us=info.as_of_us,
+        )
+        fresh = FreshPath(
+            stages,
+            base_rates=info.base_rates,
+            max_events=store.metadata().max_events,
+            budget_s=BUDGET_S,
+            clusters=info.clusters,
+        )
+        self._refresher = Refresher(recent, fresh, clock_us=now_us)
+        self._lock = path.with_name(f"{path.name}.refresh.lock")
+        self._running: asyncio.Task[None] | None = None
+
+    async def check_health(self) -> None:
+        """Starts the work at the first call, which Serve makes before the replica counts as healthy."""
+        if self._running is None:
+            self._running = asyncio.create_task(self._refresher.run(self._lock))
+        if self._running.done():
+            raise NotReady("The refresh has ended") from self._running.exception()

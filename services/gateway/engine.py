@@ -1,7 +1,8 @@
 """What each route answers, without HTTP: one engine serves one release, and a new release is a new engine.
 
 Stored reads touch nothing but the store in this process. `?fresh=true`, recommendations and similar users go through
-the stages in micro-batches. Answers are ready bytes; every one carries `release`, `age_ms`, `as_of` and `computed_at`.
+the stages in micro-batches. Events are answered for when the online log has them on disk.
+Answers are ready bytes; every one carries `release`, `age_ms`, `as_of` and `computed_at`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,15 @@ from services.gateway.finding import Finding, Query
 from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.memberships import AudienceMemberships, Audiences
 from services.gateway.reasons import explain_interest, explain_score
+from services.gateway.recent import Current, RecentEvents
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
 from services.warming import sample_batch
 from sonder.core.errors import InvalidRequest, StageUnavailable
+from sonder.events.online import OnlineEvent, read_events
 from sonder.profiles.attributes import FACTS
+from sonder.profiles.online_log import Appended, OnlineLog
 from sonder.profiles.packing import unpack_timelines
+from sonder.profiles.recent_events import EventPacker
 from sonder.profiles.record import cold_profile, iso_time, splice, to_json_records
 from sonder.profiles.store import ProfileStore, StoredProfile
 from sonder.segments.clusters import Clusters
@@ -50,6 +56,16 @@ class ReleaseInfo:
     popular: tuple[tuple[int, FoundItem], ...]  # with their item_index, most popular first
     clusters: Clusters | None = None  # None: a release without behaviour clusters
 
+    def cold(self, user_id: str) -> StoredProfile:
+        """The declared profile of a user whom the release does not know."""
+        body = b'{"user_id":%b%b' % (orjson.dumps(user_id), self._cold_tail)
+        return StoredProfile(self.created_at_us, body, b"", b"")
+
+    @cached_property
+    def _cold_tail(self) -> bytes:
+        nobody = cold_profile("", base_rates=self.base_rates, as_of_us=self.as_of_us)
+        return to_json_records(nobody, computed_at_us=self.created_at_us)[0].removeprefix(b'{"user_id":""')
+
 
 def now_us() -> int:
     """The wall clock: for ages and `computed_at`, never for what is computed."""
@@ -66,6 +82,8 @@ class Engine:
         stages: Stages,
         previews: AudiencePreviews,
         memberships: AudienceMemberships,
+        packer: EventPacker,
+        log: OnlineLog | None = None,
         *,
         budget_s: float = 2.0,
         clock_us: Callable[[], int] = now_us,
@@ -77,15 +95,15 @@ class Engine:
         self._fresh_path = FreshPath(
             stages,
             base_rates=release.base_rates,
-            as_of_us=release.as_of_us,
             max_events=store.metadata().max_events,
             budget_s=budget_s,
             clusters=release.clusters,
         )
-        nobody = cold_profile("", base_rates=release.base_rates, as_of_us=release.as_of_us)
-        template = to_json_records(nobody, computed_at_us=release.created_at_us)[0]
-        self._cold_tail = template.removeprefix(b'{"user_id":""')
+        self._recent = RecentEvents(store, log, packer, release.cold, release_as_of_us=release.as_of_us)
+        self._log = log
         self._fresh = MicroBatcher(self._compute_fresh, max_batch=128)
+        self._explained = MicroBatcher(self._compute_explained, max_batch=8)  # milliseconds a user
+        self._accepting = MicroBatcher(self._append, max_batch=64, max_running=1)
         self._finding = Finding(stages, budget_s=budget_s)
 
     # -- stored reads ---------------------------------------------------------------------------------------------
@@ -98,14 +116,19 @@ class Engine:
         """Stored profiles in the order asked for."""
         found, audiences = self._store.batch_get(user_ids), self._memberships.stored(user_ids)
         answers = [
-            self._answer(self._cold(user_id) if stored is None else stored, None, audiences=of_user)
+            self._answer(self._release.cold(user_id) if stored is None else stored, None, audiences=of_user)
             for user_id, stored, of_user in zip(user_ids, found, audiences, strict=True)
         ]
         return b'{"release":"%b","profiles":[%b]}' % (self._release.id.encode(), b",".join(answers))
 
-    def explanation(self, user_id: str) -> bytes:
-        """Why the profile says what it says: drivers of each score, evidence of each interest and of the lifecycle."""
+    async def explanation(self, user_id: str) -> bytes:
+        """Why the profile says what it says: drivers of each score, evidence of each interest and of the lifecycle.
+
+        The stored profile's, or where that has no drivers (it was refreshed), of the profile computed now.
+        """
         answer = orjson.loads(self._answer(self._stored(user_id), None))
+        if any(score["drivers"] is None for score in answer["scores"]):
+            answer = orjson.loads(await self._computed(user_id, None, self._explained))
         reasons = [explain_score(score) for score in answer["scores"]]
         reasons += [explain_interest(interest) for interest in answer["interests"]]
         kept = {name: answer[name] for name in ("release", "age_ms", *ENVELOPE, "segments", "scores", "interests")}
@@ -119,6 +142,8 @@ class Engine:
         self._previews.close()
         self._memberships.close()
         self._store.close()
+        if self._log is not None:
+            self._log.close()
 
     async def is_ready(self) -> bool:
         """The store is of this release and every stage has answered, in time, once since the start.
@@ -143,7 +168,7 @@ class Engine:
             self._stages.embed(batch, deadline=deadline), self._stages.segment(batch, deadline=deadline)
         )
         await asyncio.gather(
-            self._stages.score(batch, vectors, deadline=deadline),
+            self._stages.score(batch, vectors, with_drivers=True, deadline=deadline),
             self._stages.recommend(vectors, timelines, 1, deadline=deadline),
             self._stages.similar(user_ids, vectors, 1, deadline=deadline),
         )
@@ -156,18 +181,24 @@ class Engine:
 
     async def fresh_profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
         """The profile computed now; parts that could not be are the stored ones, and `degraded` says so."""
-        stored = self._store.get(user_id)
-        if stored is None:
-            return self._answer(self._cold(user_id), fields, audiences=self._stored_audiences(user_id, fields))
+        return await self._computed(user_id, fields, self._fresh)
+
+    async def _computed(
+        self, user_id: str, fields: Sequence[str] | None, batcher: MicroBatcher[tuple[str, Current], FreshProfile]
+    ) -> bytes:
+        current = self._recent.current(user_id)
+        if not current.is_known:
+            return self._answer(self._release.cold(user_id), fields, audiences=self._stored_audiences(user_id, fields))
         try:
-            fresh = await self._fresh.submit((user_id, stored))
+            fresh = await batcher.submit((user_id, current))
         except StageUnavailable as error:
             missing = {"stage": "gateway", "reason": error.found, "instead": "the stored profile"}
-            return self._answer(stored, fields, (missing,), audiences=self._stored_audiences(user_id, fields))
+            return self._answer(current.profile, fields, (missing,), audiences=self._stored_audiences(user_id, fields))
         computed = StoredProfile(fresh.computed_at_us, fresh.body, fresh.embedding, b"")
         audiences = None
         if _asks_audiences(fields):
-            audiences = await asyncio.to_thread(self._memberships.fresh, user_id, fresh.body, stored.timeline)
+            timeline = current.profile.timeline
+            audiences = await asyncio.to_thread(self._memberships.fresh, user_id, fresh.body, timeline)
         return self._answer(computed, fields, fresh.degraded, audiences=audiences)
 
     async def recommendations(self, user_id: str, *, k: int, seen: bool, with_interests: bool = False) -> bytes:
@@ -175,7 +206,7 @@ class Engine:
 
         `with_interests`: the user's interests and its vector share the k places in turns.
         """
-        stored = self._stored(user_id)
+        stored = self._recent.current(user_id).profile  # what was just acted on is not suggested next
         degraded: tuple[dict[str, Any], ...] = ()
         found: list[FoundItem] = []
         if stored.embedding:
@@ -242,8 +273,40 @@ class Engine:
         }
         return orjson.dumps(content)
 
-    async def _compute_fresh(self, batch: Sequence[tuple[str, StoredProfile]], waited_s: float) -> list[FreshProfile]:
-        return await self._fresh_path.compute(batch, waited_s, now_us=self._clock_us())
+    async def _compute_fresh(
+        self, batch: Sequence[tuple[str, Current]], waited_s: float, *, with_drivers: bool = False
+    ) -> list[FreshProfile]:
+        as_of_us = max(current.as_of_us for _, current in batch)
+        asked = [(user_id, current.profile) for user_id, current in batch]
+        return await self._fresh_path.compute(
+            asked, waited_s, as_of_us=as_of_us, now_us=self._clock_us(), with_drivers=with_drivers
+        )
+
+    async def _compute_explained(self, batch: Sequence[tuple[str, Current]], waited_s: float) -> list[FreshProfile]:
+        return await self._compute_fresh(batch, waited_s, with_drivers=True)
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    async def accept(self, rows: Sequence[Any]) -> bytes:
+        """Write the events among the rows into the online log; they are on disk when this answers.
+
+        InvalidRequest where no row is an event; StageUnavailable where the log cannot be written.
+        """
+        events, rejected = read_events(rows, now_us=self._clock_us())
+        if not events:
+            first = rejected[0]
+            raise InvalidRequest(
+                f"None of {len(rows)} rows is an event; row {first.row}: {first.detail}",
+                expected="user_id, item_id and action, and timestamps in ISO 8601",
+            )
+        appended = await self._accepting.submit(events)
+        return orjson.dumps({**appended._asdict(), "rejected": [row._asdict() for row in rejected]})
+
+    async def _append(self, batches: Sequence[list[OnlineEvent]], waited_s: float) -> list[Appended]:
+        """Batches that arrive together are on disk with one write."""
+        if self._log is None:
+            raise StageUnavailable("This gateway has no online log")
+        return await asyncio.to_thread(self._log.append_all, batches)
 
     def _deadline(self, waited_s: float) -> float:
         return asyncio.get_running_loop().time() + self._budget_s - waited_s
@@ -251,7 +314,7 @@ class Engine:
     # -- answers --------------------------------------------------------------------------------------------------
 
     def _stored(self, user_id: str) -> StoredProfile:
-        return self._store.get(user_id) or self._cold(user_id)
+        return self._store.get(user_id) or self._release.cold(user_id)
 
     def _stored_audiences(self, user_id: str, fields: Sequence[str] | None) -> Audiences | None:
         return self._memberships.stored([user_id])[0] if _asks_audiences(fields) else None
@@ -284,10 +347,6 @@ class Engine:
         """The envelope of a profile around something that is not part of it."""
         envelope = self._answer(stored, (), degraded)
         return b"%b,%b" % (envelope[:-1], orjson.dumps(content)[1:])
-
-    def _cold(self, user_id: str) -> StoredProfile:
-        body = b'{"user_id":%b%b' % (orjson.dumps(user_id), self._cold_tail)
-        return StoredProfile(self._release.created_at_us, body, b"", b"")
 
     def _popular(self, timeline: bytes, k: int) -> list[FoundItem]:
         seen = set(unpack_timelines(["user"], [timeline]).items.tolist())

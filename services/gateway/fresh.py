@@ -2,9 +2,9 @@
 
 Segmentation needs only the history, so it runs beside embedding -> scoring. A stage that fails or is late takes its
 part of the answer with it, and nothing else: the stored part stands in, and `degraded` names stage and reason.
-What the user table says is carried over: no event changes it.
+What the user table says is carried over: no event changes it. Drivers of scores are computed only where asked for.
 The same `assemble_profiles` made the stored profile, so without new events the fresh one equals it.
-Time: `as_of` is the release's watermark (no event after it has been accepted), not the wall clock.
+Time: `as_of` is the watermark (no event after it has been accepted), not the wall clock.
 """
 
 from __future__ import annotations
@@ -82,49 +82,60 @@ class FreshPath:
         stages: Stages,
         *,
         base_rates: Mapping[str, float],
-        as_of_us: int,
         max_events: int,
         budget_s: float,
         clusters: Clusters | None = None,
     ) -> None:
         self._stages, self._base_rates, self._clusters = stages, base_rates, clusters
-        self._as_of_us, self._max_events, self._budget_s = as_of_us, max_events, budget_s
+        self._max_events, self._budget_s = max_events, budget_s
 
     async def compute(
-        self, batch: Sequence[tuple[str, StoredProfile]], waited_s: float, *, now_us: int
+        self,
+        batch: Sequence[tuple[str, StoredProfile]],
+        waited_s: float,
+        *,
+        as_of_us: int,
+        now_us: int,
+        with_drivers: bool = False,
     ) -> list[FreshProfile]:
-        """Fresh profiles of the batch's users, in order; the waiting in the queue counts into the time budget."""
+        """Fresh profiles of the batch's users, in order; the waiting in the queue counts into the time budget.
+
+        Histories are the timelines of the stored profiles, up to as_of.
+        """
         deadline = asyncio.get_running_loop().time() + self._budget_s - waited_s
         stored = dict(batch)  # a user asked for twice at the same moment is computed once
-        histories = HistoryBatch(list(stored), [profile.timeline for profile in stored.values()], self._as_of_us)
-        composed = await self._compose(histories, deadline)
+        histories = HistoryBatch(list(stored), [profile.timeline for profile in stored.values()], as_of_us)
+        composed = await self._compose(histories, deadline, with_drivers)
         fresh = await asyncio.to_thread(self._assemble, stored, histories, composed, now_us)
         return [fresh[user_id] for user_id, _ in batch]
 
-    async def _compose(self, histories: HistoryBatch, deadline: float) -> _Composed:
+    async def _compose(self, histories: HistoryBatch, deadline: float, with_drivers: bool) -> _Composed:
         """Segmentation beside embedding and then scoring."""
         segmentation, (vectors, scores) = await asyncio.gather(
-            _outcome(self._stages.segment(histories, deadline=deadline)), self._embed_and_score(histories, deadline)
+            _outcome(self._stages.segment(histories, deadline=deadline)),
+            self._embed_and_score(histories, deadline, with_drivers),
         )
         return _Composed(vectors, segmentation, scores)
 
     async def _embed_and_score(
-        self, histories: HistoryBatch, deadline: float
+        self, histories: HistoryBatch, deadline: float, with_drivers: bool
     ) -> tuple[NDArray[np.float32] | StageUnavailable, pa.Table | StageUnavailable]:
         vectors = await _outcome(self._stages.embed(histories, deadline=deadline))
         if isinstance(vectors, StageUnavailable):
             return vectors, StageUnavailable("scoring needs the embedding, which is missing")
-        return vectors, await _outcome(self._stages.score(histories, vectors, deadline=deadline))
+        scores = self._stages.score(histories, vectors, with_drivers=with_drivers, deadline=deadline)
+        return vectors, await _outcome(scores)
 
     def _assemble(
         self, stored: Mapping[str, StoredProfile], histories: HistoryBatch, composed: _Composed, now_us: int
     ) -> dict[str, FreshProfile]:
-        timelines = unpack_timelines(histories.user_ids, histories.timelines).before(self._as_of_us)
+        as_of_us = histories.as_of_us
+        timelines = unpack_timelines(histories.user_ids, histories.timelines).before(as_of_us)
         outputs = composed.outputs(
             histories.user_ids, stored_facts({user_id: kept.body for user_id, kept in stored.items()})
         )
         profiles = assemble_profiles(
-            timelines, outputs, base_rates=self._base_rates, as_of_us=self._as_of_us, clusters=self._clusters
+            timelines, outputs, base_rates=self._base_rates, as_of_us=as_of_us, clusters=self._clusters
         )
         bodies = to_json_records(profiles, computed_at_us=now_us)
         embeddings = embeddings_of(profiles)

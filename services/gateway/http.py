@@ -51,8 +51,12 @@ def _problem_response(description: str) -> dict[str, Any]:
 
 _INVALID: dict[int | str, dict[str, Any]] = {422: _problem_response("The request is malformed")}
 _UNREADY: dict[int | str, dict[str, Any]] = {503: _problem_response("No release is loaded yet")}
+_NOT_WRITTEN: dict[int | str, dict[str, Any]] = {
+    503: _problem_response("No release is loaded yet, or the log cannot be written: send the same events again")
+}
 _TOO_LARGE: dict[int | str, dict[str, Any]] = {413: _problem_response("The body is too large")}
 
+events = APIRouter(prefix="/v1", tags=["events"], responses={**_INVALID, **_NOT_WRITTEN})
 users = APIRouter(prefix="/v1", tags=["users"], responses={**_INVALID, **_UNREADY})
 audiences = APIRouter(prefix="/v1", tags=["audiences"], responses={**_INVALID, **_UNREADY})
 operations = APIRouter(tags=["operations"])
@@ -68,6 +72,7 @@ def create_app(engine: Engine | None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.engine = engine
+    app.include_router(events)
     app.include_router(users)
     app.include_router(audiences)
     app.include_router(operations)
@@ -106,6 +111,16 @@ def _json(content: bytes) -> Response:
 
 def _names(fields: str | None) -> list[str] | None:
     return None if fields is None else fields.split(",")
+
+
+@events.post("/events", status_code=202, response_model=schemas.EventsAnswer, responses=_TOO_LARGE)
+async def accept_events(request: Request, asked: schemas.EventsRequest) -> Response:
+    """Up to 1,000 events; on disk when this answers, in the users' profiles a moment later.
+
+    An event whose `event_id` is known already changes nothing, so a batch may be sent again. Rows that are no events
+    are told one by one and do not stop the others.
+    """
+    return Response(await _engine(request).accept(asked.events), 202, media_type=_JSON)
 
 
 @users.get("/users/{user_id}", response_model=schemas.Profile)
@@ -157,7 +172,7 @@ async def read_scores(request: Request, user_id: PathUserId) -> Response:
 @users.get("/users/{user_id}/explanation", response_model=schemas.ExplanationAnswer)
 async def read_explanation(request: Request, user_id: PathUserId) -> Response:
     """Why the profile says what it says."""
-    return _json(_engine(request).explanation(user_id))
+    return _json(await _engine(request).explanation(user_id))
 
 
 @users.get("/users/{user_id}/recommendations", response_model=schemas.RecommendationsAnswer)

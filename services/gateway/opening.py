@@ -9,17 +9,37 @@ from services.gateway.stages import FoundItem, Stages
 from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
 from sonder.history.vocabulary import Vocabulary
+from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.recent_events import EventPacker
 from sonder.profiles.record import iso_time
+from sonder.profiles.store import ProfileStore
 from sonder.releases.artefacts import Release
 from sonder.retrieval.popular import popular_order
 
 
-def open_engine(release: Release, stages: Stages) -> Engine:
-    """Open the release's store, loading it where this machine has none yet, and put an engine in front of it."""
-    store = release.open_store()
+def open_engine(
+    release: Release, stages: Stages, *, store: ProfileStore | None = None, log: OnlineLog | None = None
+) -> Engine:
+    """Put an engine in front of the release's store, which is loaded where this machine has none yet.
+
+    A process that has the store or the online log open already hands them over (LMDB's rule).
+    """
+    store = store or release.open_store()
     num_profiles = store.metadata().num_profiles
-    previews = AudiencePreviews(release, num_profiles=num_profiles)
-    return Engine(describe(release, num_profiles=num_profiles), store, stages, previews, AudienceMemberships(release))
+    return Engine(
+        describe(release, num_profiles=num_profiles),
+        store,
+        stages,
+        AudiencePreviews(release, num_profiles=num_profiles),
+        AudienceMemberships(release),
+        open_packer(release, store),
+        log or OnlineLog(release.workspace.online_log),
+    )
+
+
+def open_packer(release: Release, store: ProfileStore) -> EventPacker:
+    """What turns online events into the timelines of a release."""
+    return EventPacker(Vocabulary.load(release.items), max_events=store.metadata().max_events)
 
 
 def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:

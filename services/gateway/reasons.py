@@ -11,7 +11,7 @@ def explain_score(score: Mapping[str, Any]) -> str:
     told = f"{score['name']} is {score['value']:.3f}"
     if score["base_rate"]:
         told += f", {score['value'] / score['base_rate']:.1f} times the base rate of {score['base_rate']:.3f}"
-    drivers = ", ".join(f"{driver['reason']} ({driver['contribution']:+.2f})" for driver in score["drivers"])
+    drivers = ", ".join(f"{driver['reason']} ({driver['contribution']:+.2f})" for driver in score["drivers"] or ())
     return f"{told}; mostly because: {drivers}." if drivers else f"{told}."
 
 

@@ -6,7 +6,7 @@ A test holds the described fields to the ones that profiles.record renders.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -44,6 +44,30 @@ class BatchGetRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     user_ids: list[UserId] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class EventsRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[Any] = Field(
+        min_length=1,
+        max_length=MAX_BATCH,
+        description="objects with user_id, item_id, action and optionally timestamp (ISO 8601; now if absent), "
+        "event_id (the digest of the row if absent), surface, value, request_id",
+        examples=[[{"user_id": "u1", "item_id": "i7", "action": "click", "event_id": "e-1"}]],
+    )
+
+
+class RejectedRow(BaseModel):
+    row: int = Field(description="place in the request, from 0")
+    reason: str = Field(description="as in the quarantine: missing_id, bad_timestamp, ...")
+    detail: str
+
+
+class EventsAnswer(BaseModel):
+    accepted: int = Field(description="events that were new; they are on disk")
+    duplicates: int = Field(description="events whose id was known already")
+    rejected: list[RejectedRow]
 
 
 class LookalikeRequest(BaseModel):
@@ -133,7 +157,9 @@ class Score(BaseModel):
     name: str = Field(description="of the task; TASK/CATEGORY where a task has a score for each category")
     value: float = Field(description="calibrated probability; expected amount of a value, count of a count task")
     base_rate: float | None = Field(description="mean over all users; what a cold user gets")
-    drivers: list[Driver]
+    drivers: list[Driver] | None = Field(
+        description="heaviest first; null in a fresh or refreshed profile, where /explanation computes them"
+    )
 
 
 class Profile(Envelope):

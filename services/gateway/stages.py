@@ -65,8 +65,10 @@ class Stages(Protocol):
     async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table, pa.Table]:
         """Interests (one row per user and interest), segments (user_id, lifecycle), affinities (user and category)."""
 
-    async def score(self, batch: HistoryBatch, vectors: NDArray[np.float32], *, deadline: float) -> pa.Table:
-        """Scores (user_id, name, value, drivers), one row per user and task."""
+    async def score(
+        self, batch: HistoryBatch, vectors: NDArray[np.float32], *, with_drivers: bool, deadline: float
+    ) -> pa.Table:
+        """Scores (user_id, name, value, drivers), one row per user and task; drivers are null unless asked for."""
 
     async def recommend(
         self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, *, deadline: float
@@ -112,8 +114,10 @@ class HandleStages:
         tables: tuple[pa.Table, pa.Table, pa.Table] = await _within(call, "segmentation", deadline)
         return tables
 
-    async def score(self, batch: HistoryBatch, vectors: NDArray[np.float32], *, deadline: float) -> pa.Table:
-        call = self._scoring.score.remote(batch.user_ids, batch.timelines, vectors, batch.as_of_us)
+    async def score(
+        self, batch: HistoryBatch, vectors: NDArray[np.float32], *, with_drivers: bool, deadline: float
+    ) -> pa.Table:
+        call = self._scoring.score.remote(batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers)
         return await _within(call, "scoring", deadline)
 
     async def recommend(

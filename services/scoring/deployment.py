@@ -35,18 +35,28 @@ class Scoring:
         self._features = UserFeatures.of_heads(self._scorer.heads, vocabulary, encoder.item_vectors)
         user_ids, timelines = sample_batch(opened.manifest.as_of_us)
         vectors_BD = np.zeros((len(user_ids), encoder.spec.dim), np.float32)
-        self._score(user_ids, timelines, vectors_BD, opened.manifest.as_of_us)
+        self._score(user_ids, timelines, vectors_BD, opened.manifest.as_of_us, True)
         if log_features:
             self._share, self._log = log_features, FeatureLog(opened.workspace.feature_log(release))
 
     async def score(
-        self, user_ids: list[str], timelines: list[bytes], vectors_BD: NDArray[np.float32], as_of_us: int
+        self,
+        user_ids: list[str],
+        timelines: list[bytes],
+        vectors_BD: NDArray[np.float32],
+        as_of_us: int,
+        with_drivers: bool,
     ) -> pa.Table:
-        """Scores with drivers (SCORE_SCHEMA) of B users."""
-        return await asyncio.to_thread(self._score, user_ids, timelines, vectors_BD, as_of_us)
+        """Scores (SCORE_SCHEMA) of B users. Exact drivers cost a hundred times the scores, so they are asked for."""
+        return await asyncio.to_thread(self._score, user_ids, timelines, vectors_BD, as_of_us, with_drivers)
 
     def _score(
-        self, user_ids: list[str], timelines: list[bytes], vectors_BD: NDArray[np.float32], as_of_us: int
+        self,
+        user_ids: list[str],
+        timelines: list[bytes],
+        vectors_BD: NDArray[np.float32],
+        as_of_us: int,
+        with_drivers: bool,
     ) -> pa.Table:
         histories, features = unpack_timelines(user_ids, timelines), None
         if self._features is not None:
@@ -54,7 +64,7 @@ class Scoring:
             if self._log is not None:
                 share = self._share
                 self._log.offer(logged_rows(histories, features, as_of_us=as_of_us, release=self._release, share=share))
-        return self._scorer.score(histories, features, as_of_us=as_of_us)
+        return self._scorer.score(histories, features, as_of_us=as_of_us, with_drivers=with_drivers)
 
     def close(self) -> None:
         """Write what is logged and waits."""

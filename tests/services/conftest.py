@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ from sonder.interests.affinity_artefact import item_paths, save_affinity
 from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.derive import derive_config
 from sonder.interests.ward import cluster_interests
+from sonder.profiles.lmdb_store import LmdbStore
+from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
 from sonder.profiles.user_features import UserFeatures, derive_user_spec
 from sonder.releases.artefacts import Release
@@ -84,8 +86,15 @@ class TinyRelease:
 
 
 @pytest.fixture(scope="session")
-def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> TinyRelease:
-    return build_tiny_release(tmp_path_factory.mktemp("workspace"))
+def new_release(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], TinyRelease]:
+    """Makes one in a workspace of its own."""
+    return lambda: build_tiny_release(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="session")
+def tiny_release(new_release: Callable[[], TinyRelease]) -> TinyRelease:
+    """One for all tests that write nothing."""
+    return new_release()
 
 
 def build_tiny_release(folder: Path) -> TinyRelease:
@@ -285,6 +294,8 @@ class Served:
     release: TinyRelease
     handles: dict[str, LocalHandle]
     engine: Engine
+    store: LmdbStore
+    log: OnlineLog
 
     def request(self, method: str, path: str, **content: Any) -> httpx.Response:
         return self.together([(method, path, content)])[0]
@@ -316,15 +327,20 @@ def served(tiny_release: TinyRelease) -> Iterator[Served]:
 @pytest.fixture
 def own_served(tmp_path: Path) -> Iterator[Served]:
     """The same over a workspace that no other test sees: for what is written into it."""
-    with serve(build_tiny_release(tmp_path / "workspace")) as opened:
+    with serve(build_tiny_release(tmp_path / "workspace"), writable=True) as opened:
         yield opened
 
 
 @contextmanager
-def serve(release: TinyRelease) -> Iterator[Served]:
+def serve(release: TinyRelease, *, writable: bool = False) -> Iterator[Served]:
     where = {"workspace": release.workspace.root.uri, "release": release.release}
     kinds = {"embedding": Embedding, "segmentation": Segmentation, "scoring": Scoring, "retrieval": Retrieval}
     handles = {name: LocalHandle(kind(**where)) for name, kind in kinds.items()}
-    engine = open_engine(Release.open(release.workspace, release.release), HandleStages(**handles))
-    yield Served(release, handles, engine)
+    opened = Release.open(release.workspace, release.release)
+    store, log = opened.open_store(), OnlineLog(release.workspace.online_log)
+    if writable:  # what the refresh has open, in one process with the gateway
+        store.close()
+        store = LmdbStore.open(release.workspace.store / release.release, release=release.release, writable=True)
+    engine = open_engine(opened, HandleStages(**handles), store=store, log=log)
+    yield Served(release, handles, engine, store, log)
     engine.close()

@@ -54,7 +54,7 @@ def test_the_config_file_imports_the_application_and_gives_it_its_arguments(conf
 
 def test_the_config_file_names_every_deployment_and_no_other(config: dict[str, Any]) -> None:
     (application,) = config["applications"]
-    assert sorted(entry["name"] for entry in application["deployments"]) == sorted(["gateway", *STAGES])
+    assert sorted(entry["name"] for entry in application["deployments"]) == sorted(["gateway", "refresh", *STAGES])
 
 
 def test_the_application_is_of_the_current_release_unless_one_is_named(tiny_release: TinyRelease) -> None:

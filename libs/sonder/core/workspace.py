@@ -5,6 +5,7 @@ releases/<id>/  releases/CURRENT                                 what `build` ma
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 audiences/index.json                                             which of these count now
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
+log/online/                                                      events that arrived online, always local
 log/features/<release>/                                          what the scoring deployment read, of some users
 store/<release>/  store/audiences/<digest>/                      the embedded online stores, always local
 .staging/                                                        work that is not published
@@ -61,13 +62,21 @@ class Workspace:
     @property
     def store(self) -> Path:
         """Folder of the embedded store: memory-mapped, so on a local disk."""
+        return self._local("store")
+
+    @property
+    def online_log(self) -> Path:
+        """Folder of the events that arrived online: memory-mapped too."""
+        return self._local("log") / "online"
+
+    def _local(self, name: str) -> Path:
         if not self.root.is_local:
             raise ConfigurationError(
-                f"The embedded store cannot live at {self.root}",
+                f"The embedded {name} cannot live at {self.root}",
                 expected="a local folder",
                 do="Serve from a node with a local copy of the workspace.",
             )
-        return Path(self.root.path) / "store"
+        return Path(self.root.path) / name
 
     @property
     def membership_stores(self) -> Path:

@@ -6,16 +6,20 @@ Limits: one writer at a time; a local disk; the map grows in steps while loading
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import lmdb
 
 from sonder.core.errors import ArtefactMismatch, NotFound
-from sonder.profiles.store import StoredProfile, StoreMetadata, key_of, pack, unpack
+from sonder.profiles.store import Progress, StoredProfile, StoreMetadata, key_of, pack, unpack
 
-_METADATA_KEY = b"m"
+_METADATA_KEY, _PROGRESS_KEY = b"m", b"a"
+_PROGRESS = struct.Struct("<qq")
 _GROWTH_BYTES = 1 << 30
 
 
@@ -32,7 +36,13 @@ class LmdbStore:
         """Open the store of a release; NotFound if there is none, ArtefactMismatch if it holds another release."""
         if not (path / "data.mdb").is_file():
             raise NotFound(f"No online store at {path}", do="Serving loads it from the release.")
-        environment = lmdb.open(str(path), readonly=not writable, map_size=_map_size(path), max_readers=1024)
+        environment = lmdb.open(
+            str(path),
+            readonly=not writable,
+            map_size=_map_size(path),
+            max_readers=1024,
+            metasync=False,  # a machine that dies may lose the newest refreshes, which the online log repeats
+        )
         try:
             with environment.begin() as transaction:
                 content = transaction.get(_METADATA_KEY)
@@ -57,12 +67,12 @@ class LmdbStore:
         return cls(lmdb.open(str(path), map_size=_map_size(path)), metadata)
 
     def get(self, user_id: str) -> StoredProfile | None:
-        with self._environment.begin() as transaction:
+        with self._begin() as transaction:
             record = transaction.get(key_of(user_id))
         return None if record is None else unpack(record, self._fingerprint)
 
     def batch_get(self, user_ids: Sequence[str]) -> list[StoredProfile | None]:
-        with self._environment.begin() as transaction:
+        with self._begin() as transaction:
             records = [transaction.get(key_of(user_id)) for user_id in user_ids]
         return [None if record is None else unpack(record, self._fingerprint) for record in records]
 
@@ -70,6 +80,19 @@ class LmdbStore:
         records = sorted((key_of(user_id), pack(profile, self._fingerprint)) for user_id, profile in profiles)
         self._write(records)
         return len(records)
+
+    def put_refreshed(self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress) -> None:
+        records = sorted((key_of(user_id), pack(profile, self._fingerprint)) for user_id, profile in profiles)
+        self._write([*records, (_PROGRESS_KEY, _PROGRESS.pack(*progress))])
+
+    def progress(self) -> Progress:
+        with self._begin() as transaction:
+            content = transaction.get(_PROGRESS_KEY)
+        return Progress(0, self._metadata.as_of_us) if content is None else Progress(*_PROGRESS.unpack(content))
+
+    def delete(self, user_id: str) -> bool:
+        with self._environment.begin(write=True) as transaction:
+            return bool(transaction.delete(key_of(user_id)))
 
     def put_part(self, name: str, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
         """Write one part of a bulk load and remember that it is done, in one transaction."""
@@ -107,6 +130,17 @@ class LmdbStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _begin(self) -> Iterator[Any]:
+        """A reading transaction; where a writer has made the file larger, this process' map follows."""
+        try:
+            transaction = self._environment.begin()
+        except lmdb.MapResizedError:
+            self._environment.set_mapsize(0)
+            transaction = self._environment.begin()
+        with transaction:
+            yield transaction
 
     def _write(self, records: list[tuple[bytes, bytes]]) -> None:
         """All records in one transaction; the map grows until they fit."""

@@ -63,6 +63,13 @@ class StoreMetadata:
         return cls(**fields)
 
 
+class Progress(NamedTuple):
+    """How far a store has followed the online log."""
+
+    sequence: int  # of the newest event that its profiles hold
+    as_of_us: int  # the newest time that they were computed for
+
+
 class ProfileStore(Protocol):
     """Read by the gateway in its own process; written by the loader and by refreshes."""
 
@@ -74,7 +81,18 @@ class ProfileStore(Protocol):
     def put_many(self, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
         """Write or replace records, all or none; how many."""
 
+    def put_refreshed(self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress) -> None:
+        """Write refreshed records and how far they are, all or none."""
+
+    def progress(self) -> Progress:
+        """Of the last refresh; sequence 0 and the release's own as_of where there was none."""
+
+    def delete(self, user_id: str) -> bool:
+        """Remove a user's record; whether there was one."""
+
     def metadata(self) -> StoreMetadata: ...
+
+    def size_bytes(self) -> int: ...
 
     def close(self) -> None: ...
 

@@ -25,7 +25,7 @@ SCORE_SCHEMA = pa.schema(
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("name", pa.string(), nullable=False),  # of the task, or TASK/CATEGORY
         pa.field("value", pa.float32(), nullable=False),  # calibrated probability, or expected amount
-        pa.field("drivers", DRIVERS_TYPE, nullable=False),  # heaviest first, in log-odds before calibration
+        pa.field("drivers", DRIVERS_TYPE),  # heaviest first, in log-odds before calibration; null: not computed
     ]
 )
 
@@ -97,7 +97,7 @@ def _beside_the_leading(values_UK: NDArray[np.float64], drivers_U: pa.Array | No
     """Drivers of each user beside the highest of the values, none beside the others -> [U * K]."""
     num_outputs = values_UK.shape[1]
     if drivers_U is None:
-        return pa.array([[]] * values_UK.size, DRIVERS_TYPE)
+        return pa.nulls(values_UK.size, DRIVERS_TYPE)
     if num_outputs == 1:
         return drivers_U
     is_leading = np.arange(num_outputs) == values_UK.argmax(axis=1)[:, None]
