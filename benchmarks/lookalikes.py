@@ -51,7 +51,7 @@ from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.interests.ward import cluster_interests
-from sonder.profiles.record import StageOutputs, assemble_profiles
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.traits import compute_traits, derive_traits
 from sonder.releases.artefacts import Release, served_release
 from sonder.segments.lifecycle import derive_thresholds, lifecycle_table

@@ -13,7 +13,7 @@ from sonder.core import telemetry
 from sonder.core.storage import Folder
 from sonder.history.snapshot import read_timelines, read_users
 from sonder.history.vocabulary import Vocabulary
-from sonder.profiles.record import StageOutputs, assemble_profiles
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.scoring.heads import load_heads
 from sonder.segments.clusters import Clusters
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from services.gateway.stages import HistoryBatch, Stages
 from sonder.core.errors import StageUnavailable
-from sonder.profiles.attributes import stored_facts
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.packing import EVENT_BYTES, unpack_timelines
-from sonder.profiles.record import StageOutputs, assemble_profiles, embeddings_of, to_json_records
+from sonder.profiles.record import embeddings_of, to_json_records
 from sonder.profiles.store import StoredProfile
 from sonder.segments.clusters import Clusters
 
@@ -63,14 +63,14 @@ class _Composed:
         parts = {"embedding": self.vectors, "segmentation": self.segmentation, "scoring": self.scores}
         return {name: part for name, part in parts.items() if isinstance(part, StageUnavailable)}
 
-    def outputs(self, user_ids: list[str], users: pa.Table) -> StageOutputs:
-        """The answers as tables; None for a stage that failed. `users`: the facts that no stage derives."""
+    def outputs(self, user_ids: list[str]) -> StageOutputs:
+        """The answers as tables; None for a stage that failed."""
         tables = (None, None, None) if isinstance(self.segmentation, StageUnavailable) else self.segmentation
         vectors = None if isinstance(self.vectors, StageUnavailable) else vector_table(user_ids, self.vectors)
         scores = None if isinstance(self.scores, StageUnavailable) else self.scores
         interests, segments, affinities = tables
         return StageOutputs(
-            vectors=vectors, interests=interests, affinities=affinities, segments=segments, scores=scores, users=users
+            vectors=vectors, interests=interests, affinities=affinities, segments=segments, scores=scores
         )
 
 
@@ -131,13 +131,12 @@ class FreshPath:
     ) -> dict[str, FreshProfile]:
         as_of_us = histories.as_of_us
         timelines = unpack_timelines(histories.user_ids, histories.timelines).before(as_of_us)
-        outputs = composed.outputs(
-            histories.user_ids, stored_facts({user_id: kept.body for user_id, kept in stored.items()})
-        )
+        outputs = composed.outputs(histories.user_ids)
         profiles = assemble_profiles(
             timelines, outputs, base_rates=self._base_rates, as_of_us=as_of_us, clusters=self._clusters
         )
-        bodies = to_json_records(profiles, computed_at_us=now_us)
+        kept_bodies = [kept.body for kept in stored.values()]
+        bodies = to_json_records(profiles, computed_at_us=now_us, stored=kept_bodies)
         embeddings = embeddings_of(profiles)
         failures = composed.failures
         fresh = {}

@@ -20,8 +20,9 @@ from sonder.core.workspace import Workspace
 from sonder.history.snapshot import bucket_file, read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.history.timelines import Timelines
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.membership_store import MembershipStore
-from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
+from sonder.profiles.record import profile_file
 from sonder.releases.registry import Registry, seal
 from sonder.scoring.heads import save_heads
 from sonder.segments.audience_index import AudienceIndex

@@ -43,9 +43,10 @@ from sonder.interests.affinity_artefact import item_paths, save_affinity
 from sonder.interests.affinity_fit import fit_affinity
 from sonder.interests.derive import derive_config
 from sonder.interests.ward import cluster_interests
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.online_log import OnlineLog
-from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
+from sonder.profiles.record import profile_file
 from sonder.profiles.user_features import UserFeatures, derive_user_spec
 from sonder.releases.artefacts import Release
 from sonder.releases.registry import Registry, seal

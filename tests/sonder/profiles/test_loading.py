@@ -14,10 +14,11 @@ from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 from sonder.profiles import loading
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.loading import StoreSource, ensure_store
 from sonder.profiles.packing import unpack_timelines
-from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
+from sonder.profiles.record import profile_file
 
 AS_OF = 1_000_000
 USERS = {0: ["ada", "bob"], 1: ["cyd"]}

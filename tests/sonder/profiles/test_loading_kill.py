@@ -13,8 +13,9 @@ import pytest
 
 from sonder.core.workspace import Workspace
 from sonder.profiles import loading
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.loading import StoreSource, ensure_store
-from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
+from sonder.profiles.record import profile_file
 from sonder.profiles.store import StoredProfile
 from tests.tiny_log import random_log, timelines_of, vocabulary_of, write_snapshot
 

@@ -9,15 +9,8 @@ from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.history.timelines import Timelines
 from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.interests.ward import INTEREST_SCHEMA
-from sonder.profiles.record import (
-    PROFILE_SCHEMA,
-    StageOutputs,
-    assemble_profiles,
-    cold_profile,
-    embeddings_of,
-    splice,
-    to_json_records,
-)
+from sonder.profiles.assembling import StageOutputs, assemble_profiles
+from sonder.profiles.record import PROFILE_SCHEMA, cold_profile, embeddings_of, splice, to_json_records
 from sonder.scoring.table import SCORE_SCHEMA
 from sonder.segments.clusters import Clusters
 from sonder.segments.lifecycle import LIFECYCLE_SCHEMA
