@@ -16,6 +16,7 @@ cluster without a catalogue is named by an id. The population is the items seen 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,23 +34,42 @@ LEVEL_SEPARATOR, ADDITION = " › ", " · "
 
 @dataclass(frozen=True)
 class _OfItems:
-    """Some rows for each item, found without a pass over the catalogue."""
+    """Some texts for each item, found without a pass over the catalogue; a text is a code in the order of the texts."""
 
-    rows: pl.DataFrame  # by item
+    codes: NDArray[np.int64]  # by item
+    places: NDArray[np.int64]  # beside each: where in the title a word stands, how deep a category lies
     offsets: NDArray[np.int64]  # [I + 1]; the rows of item i are offsets[i]:offsets[i + 1]
+    texts: NDArray[np.object_]  # of each code, sorted
 
     @classmethod
-    def of(cls, rows: pl.DataFrame, num_items: int) -> _OfItems:
+    def of(cls, rows: pl.DataFrame, text: str, place: str, num_items: int) -> _OfItems:
         by_item = rows.sort("item", maintain_order=True)
-        return cls(by_item.drop("item"), np.searchsorted(by_item["item"].to_numpy(), np.arange(num_items + 1)))
+        texts, codes = np.unique(by_item[text].to_numpy().astype(object), return_inverse=True)
+        offsets = np.searchsorted(by_item["item"].to_numpy(), np.arange(num_items + 1))
+        return cls(codes.astype(np.int64), by_item[place].to_numpy().astype(np.int64), offsets, texts)
 
-    def joined(self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64]) -> pl.DataFrame:
-        """The rows of each pair's item, beside its cluster."""
+    def counted(self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64]) -> _Counted:
+        """How often each text stands at the items of each cluster."""
         lengths_P = self.offsets[items_P + 1] - self.offsets[items_P]
         before_P = np.cumsum(lengths_P) - lengths_P
-        places = np.arange(lengths_P.sum()) + np.repeat(self.offsets[items_P] - before_P, lengths_P)
-        found: pl.DataFrame = self.rows[places]
-        return found.with_columns(pl.Series("cluster", np.repeat(clusters_P, lengths_P)))
+        rows = np.arange(lengths_P.sum()) + np.repeat(self.offsets[items_P] - before_P, lengths_P)
+        keys = np.repeat(clusters_P, lengths_P) * max(1, len(self.texts)) + self.codes[rows]
+        distinct, pair, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        sums = np.bincount(pair, self.places[rows], minlength=len(distinct))
+        return _Counted(distinct // max(1, len(self.texts)), distinct % max(1, len(self.texts)), counts, sums / counts)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Pairs of a cluster and a text, by both."""
+
+    clusters: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    places: NDArray[np.float64]  # mean
+
+    def keep(self, rows: NDArray[Any]) -> _Counted:
+        return _Counted(self.clusters[rows], self.codes[rows], self.counts[rows], self.places[rows])
 
 
 @dataclass(frozen=True)
@@ -57,8 +77,12 @@ class Naming:
     """What the names are made of; made once for a catalogue, then used for any number of users."""
 
     items: pl.DataFrame  # item_id, title, category; row i is item_index i
-    levels: _OfItems  # depth, path: each category that holds an item
-    words: _OfItems  # word, place in the title, idf
+    categories_I: NDArray[np.int64]  # code of each item's category in `categories`, -1 without one
+    category_names: NDArray[np.object_]  # sorted
+    levels: _OfItems  # each category that holds an item, and how deep it lies
+    words: _OfItems  # each word of an item's title, and its place there
+    idf: NDArray[np.float64]  # of each word; 0 where no title of the population has it
+    readable: NDArray[np.object_]  # of each category of `levels`: its last levels
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, *, as_of_us: int) -> Naming:
@@ -67,25 +91,32 @@ class Naming:
         assert isinstance(table, pl.DataFrame)
         items = table.drop(Col.FIRST_SEEN).with_columns(item=pl.int_range(pl.len()))
         is_seen = table[Col.FIRST_SEEN].cast(pl.Int64).fill_null(as_of_us) < as_of_us
-        words = _words(items, items["item"].filter(is_seen))
-        return cls(items, _OfItems.of(_levels(items), len(items)), _OfItems.of(words, len(items)))
+        rows = _words(items, items["item"].filter(is_seen))
+        words = _OfItems.of(rows, "word", "place", len(items))
+        idf = np.zeros(len(words.texts))
+        known = rows.unique("word").sort("word")
+        idf[np.searchsorted(words.texts, known["word"].to_numpy().astype(object))] = known["idf"].fill_null(0.0)
+        levels = _OfItems.of(_levels(items), "path", "depth", len(items))
+        names = [path.split("/")[-SHOWN_LEVELS:] for path in levels.texts]
+        readable = np.array([LEVEL_SEPARATOR.join(parts).replace("_", " ") for parts in names], dtype=object)
+        held = items[Col.CATEGORY].is_not_null().to_numpy()
+        codes = np.full(len(items), -1, dtype=np.int64)
+        category_names, codes[held] = np.unique(
+            items[Col.CATEGORY].drop_nulls().to_numpy().astype(object), return_inverse=True
+        )
+        return cls(items, codes, category_names, levels, words, idf, readable)
 
     def categories(
         self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], medoids_C: NDArray[np.int64]
     ) -> pa.Array:
         """The most common category of each cluster [C]; of equals the medoid's, else the first by name."""
-        categories = self.items[Col.CATEGORY]
-        pairs = pl.DataFrame({"cluster": clusters_P, Col.CATEGORY: categories[items_P]}).drop_nulls()
-        pairs = pairs.with_columns(categories[medoids_C][pairs["cluster"]].alias("medoid_category"))
-        own = pl.col(Col.CATEGORY) == pl.col("medoid_category")
-        chosen = (
-            pairs.group_by("cluster", Col.CATEGORY)
-            .agg(pl.len(), own.first().fill_null(False).alias("is_own"))
-            .sort("cluster", "len", "is_own", Col.CATEGORY, descending=[False, True, True, False])
-            .group_by("cluster", maintain_order=True)
-            .first()
-        )
-        return _spread(chosen, Col.CATEGORY, len(medoids_C)).to_arrow().cast(pa.string())
+        codes_P = self.categories_I[items_P]
+        width = max(1, len(self.category_names))
+        keys, counts = np.unique((clusters_P * width + codes_P)[codes_P >= 0], return_counts=True)
+        clusters, codes = keys // width, keys % width
+        is_own = codes == self.categories_I[medoids_C][clusters]
+        first = _first_of(np.lexsort((codes, ~is_own, -counts, clusters)), clusters)
+        return pa.array(_spread(self.category_names[codes[first]], clusters[first], len(medoids_C)), pa.string())
 
     def names(
         self,
@@ -114,37 +145,25 @@ class Naming:
         self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], num_clusters: int
     ) -> pl.Series:
         """The deepest category of more than half of a cluster's items, its last levels readable; null where none."""
-        size = np.bincount(clusters_P, minlength=num_clusters)[clusters_P]
-        sizes = pl.DataFrame({"cluster": clusters_P, "size": size}).unique()
-        shared = (
-            self.levels.joined(clusters_P, items_P)
-            .group_by("cluster", "depth", "path")
-            .len()
-            .join(sizes, on="cluster")
-            .filter(2 * pl.col("len") > pl.col("size"))  # so there is one at most on each level
-            .sort("cluster", "depth", descending=[False, True])
-            .group_by("cluster", maintain_order=True)
-            .first()
-        )
-        readable = pl.col("path").str.split("/").list.tail(SHOWN_LEVELS).list.join(LEVEL_SEPARATOR)
-        return _spread(shared.with_columns(readable.str.replace_all("_", " ")), "path", num_clusters).alias("category")
+        found = self.levels.counted(clusters_P, items_P)
+        sizes_C = np.bincount(clusters_P, minlength=num_clusters)
+        shared = found.keep(2 * found.counts > sizes_C[found.clusters])  # so there is one at most on each level
+        first = _first_of(np.lexsort((-shared.places, shared.clusters)), shared.clusters)
+        names = _spread(self.readable[shared.codes[first]], shared.clusters[first], num_clusters)
+        return pl.Series("category", names, dtype=pl.String)
 
     def _shared_words(self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], num_clusters: int) -> pl.Series:
         """The words that tell a cluster's titles from the catalogue's; null where no two titles share any."""
-        chosen = (
-            self.words.joined(clusters_P, items_P)
-            .group_by("cluster", "word")
-            .agg(pl.len(), pl.col("place").mean(), pl.col("idf").first())
-            .filter((pl.col("len") >= 2) & (pl.col("idf") > 0))
-            .with_columns(score=pl.col("len") * pl.col("idf"))
-            .sort("cluster", "score", "word", descending=[False, True, False])
-            .group_by("cluster", maintain_order=True)
-            .head(MOST_WORDS)
-            .sort("cluster", "place", "word")
-            .group_by("cluster", maintain_order=True)
-            .agg(pl.col("word").str.join(" "))
-        )
-        return _spread(chosen, "word", num_clusters).alias("words")
+        found = self.words.counted(clusters_P, items_P)
+        shared = found.keep((found.counts >= 2) & (self.idf[found.codes] > 0))
+        scores = shared.counts * self.idf[shared.codes]
+        best = _first_of(np.lexsort((shared.codes, -scores, shared.clusters)), shared.clusters, MOST_WORDS)
+        chosen = shared.keep(best)
+        chosen = chosen.keep(np.lexsort((chosen.codes, chosen.places, chosen.clusters)))
+        starts = np.flatnonzero(np.diff(chosen.clusters, prepend=-1))
+        words = np.split(self.words.texts[chosen.codes], starts[1:]) if len(starts) else []
+        joined = np.array([" ".join(part) for part in words], dtype=object)
+        return pl.Series("words", _spread(joined, chosen.clusters[starts], num_clusters), dtype=pl.String)
 
 
 def _levels(items: pl.DataFrame) -> pl.DataFrame:
@@ -175,7 +194,17 @@ def _words(items: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
     return words.join(idf, on="word", maintain_order="left")
 
 
-def _spread(frame: pl.DataFrame, name: str, num_clusters: int) -> pl.Series:
-    """The column of the clusters that have one, null for the others -> [C]."""
-    every = pl.DataFrame({"cluster": pl.int_range(num_clusters, eager=True)})
-    return every.join(frame.select("cluster", name), on="cluster", how="left", maintain_order="left")[name]
+def _first_of(order: NDArray[np.int64], clusters: NDArray[np.int64], num: int = 1) -> NDArray[np.int64]:
+    """The first `num` rows of each cluster in an order that is by cluster first."""
+    in_order = clusters[order]
+    starts = np.flatnonzero(np.diff(in_order, prepend=-1))
+    places = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    first: NDArray[np.int64] = order[places < num]
+    return first
+
+
+def _spread(texts: NDArray[np.object_], clusters: NDArray[np.int64], num_clusters: int) -> NDArray[np.object_]:
+    """The text of the clusters that have one, None for the others [C]."""
+    spread = np.full(num_clusters, None, dtype=object)
+    spread[clusters] = texts
+    return spread
