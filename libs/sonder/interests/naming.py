@@ -203,8 +203,9 @@ def _first_of(order: NDArray[np.int64], clusters: NDArray[np.int64], num: int = 
     return first
 
 
-def _spread(texts: NDArray[np.object_], clusters: NDArray[np.int64], num_clusters: int) -> NDArray[np.object_]:
+def _spread(texts: NDArray[np.object_], clusters: NDArray[np.int64], num_clusters: int) -> list[str | None]:
     """The text of the clusters that have one, None for the others [C]."""
     spread = np.full(num_clusters, None, dtype=object)
     spread[clusters] = texts
-    return spread
+    found: list[str | None] = spread.tolist()
+    return found

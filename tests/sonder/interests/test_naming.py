@@ -97,3 +97,9 @@ def test_the_category_is_the_most_common_one_then_the_medoids_then_the_first_by_
     clusters = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3])
     found = naming.categories(clusters, np.array([0, 1, 2, 3, 1, 3, 1, 4, 4]), np.array([1, 3, 4, 4]))
     assert found.to_pylist() == ["b", "c", "a", None]
+
+
+def test_many_users_at_once_are_named_as_each_one_alone() -> None:
+    known = vocabulary([*TITLES, None], [None] * 6 + ["home/garden", None])
+    clusters = [[7]] * 300 + [[0, 1, 2], [6], [5, 6]]  # most have neither words nor a category
+    assert names(known, *clusters) == [names(known, cluster)[0] for cluster in clusters]
