@@ -36,7 +36,7 @@ STAGES = {"embedding": Embedding, "segmentation": Segmentation, "scoring": Scori
 # One process writes a store: a second one would only wait for its lock.
 REFRESH_OPTIONS: dict[str, Any] = {**STAGE_OPTIONS, "max_surge_percent": 0}
 GATEWAY_OPTIONS: dict[str, Any] = {
-    **STAGE_OPTIONS,
+    **{name: value for name, value in STAGE_OPTIONS.items() if name != "num_replicas"},
     "max_ongoing_requests": 512,
     "max_queued_requests": 1024,
     "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
@@ -50,6 +50,7 @@ class GatewayArgs(BaseModel):
 
     workspace: str = Field(description="local folder or URI, the same on every node")
     release: str | None = Field(None, description="the current one if not named")
+    gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
 
@@ -67,4 +68,5 @@ def build(args: GatewayArgs) -> Application:
     }
     computing = {name: stages[name] for name in ("embedding", "segmentation", "scoring")}
     refresh = serve.deployment(Refresh, name="refresh").options(**REFRESH_OPTIONS).bind(**where, **computing)
-    return serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS).bind(**where, **stages, refresh=refresh)
+    gateway = serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS, num_replicas=args.gateways)
+    return gateway.bind(**where, **stages, refresh=refresh)

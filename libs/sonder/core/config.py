@@ -246,6 +246,7 @@ class UpliftConfig(Section):
 class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
 
