@@ -269,6 +269,7 @@ def serve(
         workspace=resolved.workspace,
         host=host or resolved.serving.host,
         port=port or resolved.serving.port,
+        store=resolved.serving.store,
         log_features=resolved.serving.log_features,
     )
 

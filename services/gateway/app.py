@@ -48,6 +48,7 @@ class GatewayArgs(BaseModel):
 
     workspace: str = Field(description="local folder or URI, the same on every node")
     release: str | None = Field(None, description="the current one if not named")
+    store: str | None = Field(None, description="URL of a Redis or Valkey server; else the embedded store of the node")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
 
@@ -63,4 +64,5 @@ def build(args: GatewayArgs) -> Application:
         .bind(**where, **({"log_features": args.log_features} if kind is Scoring else {}))
         for name, kind in STAGES.items()
     }
-    return serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS).bind(**where, **stages)
+    gateway = serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS)
+    return gateway.bind(**where, **stages, store=args.store)

@@ -14,9 +14,9 @@ from sonder.releases.artefacts import Release
 from sonder.retrieval.popular import popular_order
 
 
-def open_engine(release: Release, stages: Stages) -> Engine:
-    """Open the release's store, loading it where this machine has none yet, and put an engine in front of it."""
-    store = release.open_store()
+def open_engine(release: Release, stages: Stages, *, store_url: str | None = None) -> Engine:
+    """Open the release's store, loading it where there is none yet, and put an engine in front of it."""
+    store = release.open_store(store_url)
     num_profiles = store.metadata().num_profiles
     previews = AudiencePreviews(release, num_profiles=num_profiles)
     return Engine(describe(release, num_profiles=num_profiles), store, stages, previews, AudienceMemberships(release))

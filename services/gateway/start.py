@@ -30,14 +30,19 @@ APPLICATION = "sonder"
 
 
 def serve_forever(
-    workspace: str, host: str = LOOPBACK, port: int = 8000, release: str | None = None, log_features: float = 0.0
+    workspace: str,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    release: str | None = None,
+    store: str | None = None,
+    log_features: float = 0.0,
 ) -> None:
     """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way."""
     telemetry.configure("sonder-serve")
     release = release or served_release(Workspace.at(workspace))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, _exit)  # what was started until then is ended too
-    with started(workspace, host=host, port=port, release=release, log_features=log_features) as url:
+    with started(workspace, host=host, port=port, release=release, store=store, log_features=log_features) as url:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         print(greeting(url, release), flush=True)
@@ -50,13 +55,19 @@ def serve_forever(
 
 @contextmanager
 def started(
-    workspace: str, *, host: str = LOOPBACK, port: int = 8000, release: str | None = None, log_features: float = 0.0
+    workspace: str,
+    *,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    release: str | None = None,
+    store: str | None = None,
+    log_features: float = 0.0,
 ) -> Iterator[str]:
     """The application, running; yields its URL. Ends what it started and nothing else."""
     opened = Workspace.at(workspace)
     release = release or served_release(opened)
     # Loaded here and not only in the gateway, so that progress and errors are seen by whoever typed the command.
-    Release.open(opened, release).open_store().close()
+    Release.open(opened, release).open_store(store).close()
     joins = _is_connected() or bool(os.environ.get("RAY_ADDRESS"))
     if not joins and not is_free(host, port):
         raise ConfigurationError(
@@ -71,7 +82,7 @@ def started(
                 expected=f"at most {MAX_FOLDER_LENGTH}: paths of sockets are short",
                 do="Set TMPDIR to a shorter one, such as /tmp.",
             )
-        args = {"workspace": opened.root.uri, "release": release, "log_features": log_features}
+        args = {"workspace": opened.root.uri, "release": release, "store": store, "log_features": log_features}
         ray = _joined_ray() if joins else _local_ray(Path(folder))
         with ray, _application(args, host, port, owns_serve=not joins):
             url = f"http://{host}:{port}"
