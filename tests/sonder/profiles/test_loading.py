@@ -15,9 +15,10 @@ from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 from sonder.profiles import loading
 from sonder.profiles.lmdb_store import LmdbStore
-from sonder.profiles.loading import StoreSource, ensure_store
+from sonder.profiles.loading import StoreSource, ensure_networked_store, ensure_store
 from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.record import StageOutputs, assemble_profiles, profile_file
+from tests.redis_server import running_redis
 
 AS_OF = 1_000_000
 USERS = {0: ["ada", "bob"], 1: ["cyd"]}
@@ -126,3 +127,37 @@ def test_the_store_opened_for_reading_cannot_be_written(source: StoreSource, tmp
 
     with ensure_store(tmp_path / "r-1", source) as store, pytest.raises(lmdb.Error):
         store.put_many([("ada", LmdbStore.get(store, "bob") or pytest.fail("no bob"))])
+
+
+def test_a_networked_store_is_loaded_once_and_holds_what_the_embedded_one_holds(
+    source: StoreSource, tmp_path: Path
+) -> None:
+    users = ["ada", "bob", "cyd"]
+    with running_redis() as url:
+        with ensure_networked_store(url, source) as store, ensure_store(tmp_path / "r-1", source) as embedded:
+            assert store.batch_get(users) == embedded.batch_get(users)
+            assert store.metadata() == embedded.metadata()
+            assert store.num_profiles() == embedded.num_profiles() == 3
+        source.profiles.remove()
+        with ensure_networked_store(url, source) as store:
+            assert store.get("ada") is not None
+
+
+def test_a_networked_load_that_dies_goes_on_at_the_missing_part(
+    source: StoreSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_part, read = loading._part, []
+
+    def dies_at_the_second(source: StoreSource, name: str) -> object:
+        read.append(name)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return read_part(source, name)
+
+    monkeypatch.setattr(loading, "_part", dies_at_the_second)
+    with running_redis() as url:
+        with pytest.raises(KeyboardInterrupt):
+            ensure_networked_store(url, source)
+        with ensure_networked_store(url, source) as store:
+            assert store.num_profiles() == 3
+    assert read == ["bucket=000/part-0.parquet", "bucket=001/part-0.parquet", "bucket=001/part-0.parquet"]
