@@ -3,6 +3,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,14 +74,39 @@ def test_a_store_that_does_not_exist_is_not_created_by_opening(tmp_path: Path) -
     assert not (tmp_path / "store").exists()
 
 
-def test_the_map_grows_until_a_part_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_map_grows_until_a_batch_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sonder.profiles.lmdb_store._GROWTH_BYTES", 1 << 16)
+    monkeypatch.setattr("sonder.profiles.lmdb_store._HEADROOM_BYTES", 0)
+    new_store(tmp_path / "store")
+    big = profile(b"x" * 100_000)
+    with LmdbStore.open(tmp_path / "store", release="r-1", writable=True) as store:
+        assert store.put_many([(str(user), big) for user in range(4)]) == 4
+        assert store.get("3") == big
+
+
+def test_parts_are_committed_together_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sonder.profiles.lmdb_store._COMMIT_BYTES", 250)
+    with LmdbStore.create(tmp_path / "store", METADATA) as store:
+        for part in range(10):  # each of about 100 bytes
+            store.put_part(str(part), [(f"{part}-{user}", profile()) for user in range(2)])
+        assert [store.loaded(str(part)) for part in range(11)] == [2] * 10 + [None]
+        store.finish(METADATA)
+    with LmdbStore.open(tmp_path / "store", release="r-1") as store:
+        assert store.num_profiles() == 20
+
+
+def test_a_part_that_cannot_be_written_takes_no_other_part_for_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sonder.profiles.lmdb_store._LOADING_BYTES", 1 << 16)
     monkeypatch.setattr("sonder.profiles.lmdb_store._GROWTH_BYTES", 1 << 16)
     with LmdbStore.create(tmp_path / "store", METADATA) as store:
-        big = profile(b"x" * 100_000)
-        assert store.put_part("part", [(str(user), big) for user in range(4)]) == 4
-        assert store.get("3") == big
-        assert store.loaded("part") == 4
-        assert store.loaded("other") is None
+        store.put_part("first", [("a", profile())])
+        with pytest.raises(lmdb.MapFullError):
+            store.put_part("second", [("b", profile(b"x" * 1_000_000))])
+        assert (store.loaded("first"), store.loaded("second")) == (None, None)  # both come again
+        assert store.put_part("first", [("a", profile())]) == 1
+        assert store.get("b") is None
 
 
 def test_a_load_of_before_a_restart_of_the_machine_starts_over(tmp_path: Path) -> None:
