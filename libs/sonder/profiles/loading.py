@@ -8,6 +8,7 @@ Limits: of a user's timeline the newest MAX_EVENTS are kept (24 bytes each); a f
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +34,7 @@ from sonder.profiles.redis_store import RedisStore
 from sonder.profiles.store import LoadingStore, StoredProfile, StoreMetadata
 
 MAX_EVENTS = 2_000
+_READERS = 2  # parts read at once, beside the one that is written
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,17 @@ def _load(store: LoadingStore, source: StoreSource) -> None:
 
 
 def _read_ahead(source: StoreSource, names: list[str]) -> Iterator[tuple[str, list[tuple[str, StoredProfile]]]]:
-    """Each part while the next one is read in a thread: reading takes as long as writing, mostly outside of Python."""
+    """Each part in turn while the next ones are read in threads: reading costs most, mostly outside of Python."""
 
     def read(name: str) -> list[tuple[str, StoredProfile]]:
         return list(_part(source, name))
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-profiles") as reader:
-        upcoming = reader.submit(read, names[0]) if names else None
-        for name, following in zip_longest(names, names[1:]):
-            assert upcoming is not None
-            profiles = upcoming.result()
-            upcoming = None if following is None else reader.submit(read, following)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read-profiles") as readers:
+        upcoming = deque(readers.submit(read, name) for name in names[:_READERS])
+        for name, later in zip_longest(names, names[_READERS:]):
+            profiles = upcoming.popleft().result()
+            if later is not None:
+                upcoming.append(readers.submit(read, later))
             yield name, profiles
 
 
