@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_features, cli_target
+from pipelines import cli_audience, cli_features, cli_store, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -32,6 +32,7 @@ app.add_typer(release_app, name="release")
 app.add_typer(cli_audience.app, name="audience")
 app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
 app.add_typer(cli_features.app, name="features")
+app.add_typer(cli_store.app, name="store")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]
@@ -270,6 +271,7 @@ def serve(
         host=host or resolved.serving.host,
         port=port or resolved.serving.port,
         gateways=resolved.serving.gateways,
+        store=resolved.serving.store,
         log_features=resolved.serving.log_features,
     )
 

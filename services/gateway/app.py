@@ -51,6 +51,7 @@ class GatewayArgs(BaseModel):
     workspace: str = Field(description="local folder or URI, the same on every node")
     release: str | None = Field(None, description="the current one if not named")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
+    store: str | None = Field(None, description="URL of a Redis or Valkey server; else the embedded store of the node")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
 
@@ -67,6 +68,7 @@ def build(args: GatewayArgs) -> Application:
         for name, kind in STAGES.items()
     }
     computing = {name: stages[name] for name in ("embedding", "segmentation", "scoring")}
-    refresh = serve.deployment(Refresh, name="refresh").options(**REFRESH_OPTIONS).bind(**where, **computing)
+    refresh = serve.deployment(Refresh, name="refresh").options(**REFRESH_OPTIONS)
+    refreshing = refresh.bind(**where, **computing, store=args.store)
     gateway = serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS, num_replicas=args.gateways)
-    return gateway.bind(**where, **stages, refresh=refresh)
+    return gateway.bind(**where, **stages, refresh=refreshing, store=args.store)

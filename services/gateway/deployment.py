@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,9 +16,8 @@ from services.gateway.opening import describe, open_engine, open_packer
 from services.gateway.recent import RecentEvents
 from services.gateway.refresh import Refresher
 from services.gateway.stages import HandleStages
-from sonder.core.errors import NotReady
+from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
-from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.online_log import OnlineLog
 from sonder.releases.artefacts import Release
 
@@ -37,45 +37,51 @@ class Gateway:
         scoring: Any,
         retrieval: Any,
         refresh: Any,
+        store: str | None = None,
     ) -> None:
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
         stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval)
-        self._engine = open_engine(Release.open(Workspace.at(workspace), release), stages)
+        self._engine = open_engine(Release.open(Workspace.at(workspace), release), stages, store_url=store)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._engine)
 
     def check_health(self) -> None:
-        """One read of the store: where it fails, Serve replaces the replica."""
-        self._engine.profile("")
+        """One read of the store: where it fails, Serve replaces the replica.
+
+        Not where the server of a networked store is away: another replica would not find it either, so reads answer
+        503 until it is back. A server that came back empty is loaded again by the replica that replaces this one.
+        """
+        with suppress(StageUnavailable):
+            self._engine.profile("")
 
 
 class Refresh:
     """Follows the online log of its node; nothing calls it."""
 
-    def __init__(self, workspace: str, release: str, embedding: Any, segmentation: Any, scoring: Any) -> None:
+    def __init__(
+        self, workspace: str, release: str, embedding: Any, segmentation: Any, scoring: Any, store: str | None = None
+    ) -> None:
         stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
         opened = Release.open(Workspace.at(workspace), release)
-        opened.open_store().close()  # loaded where this machine has none yet
-        path = opened.workspace.store / release
-        store = LmdbStore.open(path, release=release, writable=True)
-        info = describe(opened, num_profiles=store.metadata().num_profiles)
+        profiles = opened.open_store(store, writable=True)
+        info = describe(opened, num_profiles=profiles.metadata().num_profiles)
         recent = RecentEvents(
-            store,
+            profiles,
             OnlineLog(opened.workspace.online_log),
-            open_packer(opened, store),
+            open_packer(opened, profiles),
             info.cold,
             release_as_of_us=info.as_of_us,
         )
         fresh = FreshPath(
             stages,
             base_rates=info.base_rates,
-            max_events=store.metadata().max_events,
+            max_events=profiles.metadata().max_events,
             budget_s=BUDGET_S,
             clusters=info.clusters,
         )
         self._refresher = Refresher(recent, fresh, clock_us=now_us)
-        self._lock = path.with_name(f"{path.name}.refresh.lock")
+        self._lock = opened.workspace.store / f"{release}.refresh.lock"
         self._running: asyncio.Task[None] | None = None
 
     async def check_health(self) -> None:

@@ -18,13 +18,18 @@ from sonder.retrieval.popular import popular_order
 
 
 def open_engine(
-    release: Release, stages: Stages, *, store: ProfileStore | None = None, log: OnlineLog | None = None
+    release: Release,
+    stages: Stages,
+    *,
+    store_url: str | None = None,
+    store: ProfileStore | None = None,
+    log: OnlineLog | None = None,
 ) -> Engine:
-    """Put an engine in front of the release's store, which is loaded where this machine has none yet.
+    """Put an engine in front of the release's store, which is loaded where there is none yet.
 
     A process that has the store or the online log open already hands them over (LMDB's rule).
     """
-    store = store or release.open_store()
+    store = store or release.open_store(store_url)
     num_profiles = store.metadata().num_profiles
     return Engine(
         describe(release, num_profiles=num_profiles),

@@ -43,6 +43,8 @@ def proxy_environment(folder: Path) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # A request that a killed replica never answered goes to another one: reads, and events that count once by id.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # Replicas linger for load balancers that must notice them leaving; here the proxy goes with them.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),

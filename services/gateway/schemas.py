@@ -53,7 +53,7 @@ class EventsRequest(BaseModel):
         min_length=1,
         max_length=MAX_BATCH,
         description="objects with user_id, item_id, action and optionally timestamp (ISO 8601; now if absent), "
-        "event_id (the digest of the row if absent), surface, value, request_id",
+        "event_id (if absent, the digest of a row with a timestamp), surface, value, request_id",
         examples=[[{"user_id": "u1", "item_id": "i7", "action": "click", "event_id": "e-1"}]],
     )
 

@@ -35,6 +35,7 @@ def serve_forever(
     port: int = 8000,
     release: str | None = None,
     gateways: int = 1,
+    store: str | None = None,
     log_features: float = 0.0,
 ) -> None:
     """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way."""
@@ -42,7 +43,7 @@ def serve_forever(
     release = release or served_release(Workspace.at(workspace))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, _exit)  # what was started until then is ended too
-    options = {"gateways": gateways, "log_features": log_features}
+    options = {"store": store, "gateways": gateways, "log_features": log_features}
     with started(workspace, host=host, port=port, release=release, **options) as url:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
@@ -65,7 +66,7 @@ def started(
     opened = Workspace.at(workspace)
     release = release or served_release(opened)
     # Loaded here and not only in the gateway, so that progress and errors are seen by whoever typed the command.
-    Release.open(opened, release).open_store().close()
+    Release.open(opened, release).open_store(options.get("store")).close()
     joins = _is_connected() or bool(os.environ.get("RAY_ADDRESS"))
     if not joins and not is_free(host, port):
         raise ConfigurationError(

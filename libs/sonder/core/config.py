@@ -13,6 +13,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -247,7 +248,20 @@ class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
+    store: str | None = Field(None, description="URL of a Redis or Valkey server; else embedded in the workspace")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
+
+    @field_validator("store")
+    @classmethod
+    def _names_a_server(cls, store: str | None) -> str | None:
+        if store is None:
+            return None
+        parts = urlsplit(store)
+        if parts.scheme not in ("redis", "rediss", "valkey", "valkeys") or not parts.hostname:
+            raise ValueError("expected redis://HOST:PORT/DB, or rediss, valkey, valkeys in place of redis")
+        if parts.password or "password" in parts.query:
+            raise ValueError("holds a password, which every release would keep: set SONDER_STORE_PASSWORD instead")
+        return store
 
 
 class SonderConfig(Section):

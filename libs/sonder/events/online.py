@@ -1,8 +1,9 @@
 """Events that arrive one request at a time -> rows of the contract, or the reason why one is not.
 
 A row is a JSON object: `user_id`, `item_id`, `action`, and optionally `timestamp`, `event_id`, `surface`, `value`,
-`request_id`. A row without a timestamp happened now; one without an id has the digest of what it says, so that a row
-sent twice is one event. Reasons are those of the batch path (events.contract.Reason).
+`request_id`. A row without a timestamp happened now. One with a timestamp and without an id has the digest of what it
+says, so that a row sent twice is one event; one without both is an event each time that it is sent.
+Reasons are those of the batch path (events.contract.Reason).
 Limits: ids of MAX_ID_BYTES; a timestamp may lie MAX_AHEAD_US in the future, as clocks differ.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -84,9 +86,14 @@ def _event(row: Any, now_us: int) -> OnlineEvent:
             raise _NotAnEvent(reason, f"no {name}")
     time_us, value = _time_us(row.get(Col.TIMESTAMP), now_us), _value(row.get(Col.VALUE))
     user_id, item_id, action = (texts[name] or "" for name in _NEEDED)
-    said = [user_id, item_id, action, row.get(Col.TIMESTAMP) and time_us, texts[Col.SURFACE], value]
+    event_id = texts[Col.EVENT_ID]
+    if not event_id and row.get(Col.TIMESTAMP) is None:
+        event_id = uuid.uuid4().hex
+    if not event_id:
+        said = [user_id, item_id, action, time_us, texts[Col.SURFACE], value]
+        event_id = hashlib.blake2b(orjson.dumps(said), digest_size=16).hexdigest()
     return OnlineEvent(
-        texts[Col.EVENT_ID] or hashlib.blake2b(orjson.dumps(said), digest_size=16).hexdigest(),
+        event_id,
         user_id,
         item_id,
         action,

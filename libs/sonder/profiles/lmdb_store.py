@@ -1,11 +1,16 @@
 """The embedded store: LMDB, one file per release, read by every replica of a node through the page cache.
 
 Readers never wait and never see half a write. One environment per process and path (LMDB's rule).
-Limits: one writer at a time; a local disk; the map grows in steps while loading and is fixed afterwards.
+A load commits every 256 MiB and leaves the disk alone until its end: each commit writes most leaves of the tree again,
+so a commit a part is ten times as slow at a million users. A machine that went down in between may have kept any part
+of it, so the folder holds the machine's boot id until the end, and a load of another boot starts over.
+Limits: one writer at a time; a local disk. An open store may grow by 16 GiB before it has to be opened again. What is
+deleted is out of reach at once, but its bytes stay in free pages of the file until something is written over them.
 """
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +25,13 @@ from sonder.profiles.store import Progress, StoredProfile, StoreMetadata, key_of
 
 _METADATA_KEY, _PROGRESS_KEY = b"m", b"a"
 _PROGRESS = struct.Struct("<qq")
+_PART_PREFIX = b"p"
 _GROWTH_BYTES = 1 << 30
+_HEADROOM_BYTES = 16 << 30  # of addresses, not of memory or disk: a map that grows would have to be reopened by readers
+_LOADING_BYTES = 1 << 40  # the same, for a load, whose transactions cannot grow it
+_COMMIT_BYTES = 256 << 20  # half of what LMDB keeps in memory before it starts to spill
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_FILE = "boot"
 
 
 class LmdbStore:
@@ -30,6 +41,8 @@ class LmdbStore:
         self._environment = environment
         self._metadata = metadata
         self._fingerprint = metadata.fingerprint
+        self._pending: lmdb.Transaction | None = None  # parts of a load that are not committed yet
+        self._pending_bytes = 0
 
     @classmethod
     def open(cls, path: Path, *, release: str, writable: bool = False) -> LmdbStore:
@@ -39,7 +52,7 @@ class LmdbStore:
         environment = lmdb.open(
             str(path),
             readonly=not writable,
-            map_size=_map_size(path),
+            map_size=_map_size(path) + _HEADROOM_BYTES,
             max_readers=1024,
             metasync=False,  # a machine that dies may lose the newest refreshes, which the online log repeats
         )
@@ -62,9 +75,14 @@ class LmdbStore:
 
     @classmethod
     def create(cls, path: Path, metadata: StoreMetadata) -> LmdbStore:
-        """Open an unfinished store for loading; what an interrupted load committed is still there."""
+        """Open an unfinished store for loading; what an interrupted load of this boot committed is still there."""
+        boot = _BOOT_ID.read_text() if _BOOT_ID.is_file() else ""
+        file = path / _BOOT_FILE
+        if not boot or not file.is_file() or file.read_text() != boot:
+            shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True, exist_ok=True)
-        return cls(lmdb.open(str(path), map_size=_map_size(path)), metadata)
+        file.write_text(boot)
+        return cls(lmdb.open(str(path), map_size=_map_size(path) + _LOADING_BYTES, sync=False), metadata)
 
     def get(self, user_id: str) -> StoredProfile | None:
         with self._begin() as transaction:
@@ -91,18 +109,31 @@ class LmdbStore:
         return Progress(0, self._metadata.as_of_us) if content is None else Progress(*_PROGRESS.unpack(content))
 
     def delete(self, user_id: str) -> bool:
+        self._commit()
         with self._environment.begin(write=True) as transaction:
             return bool(transaction.delete(key_of(user_id)))
 
     def put_part(self, name: str, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
-        """Write one part of a bulk load and remember that it is done, in one transaction."""
+        """Write one part and remember that it is done, both or neither; durable after `finish`."""
         records = sorted((key_of(user_id), pack(profile, self._fingerprint)) for user_id, profile in profiles)
         done = len(records)
-        self._write([*records, (_part_key(name), str(done).encode())])
+        if self._pending is None:
+            self._pending, self._pending_bytes = self._environment.begin(write=True), 0
+        try:
+            with self._pending.cursor() as cursor:
+                cursor.putmulti([*records, (_part_key(name), str(done).encode())])
+        except BaseException:
+            self._pending.abort()
+            self._pending = None
+            raise
+        self._pending_bytes += sum(len(record) for _, record in records)
+        if self._pending_bytes >= _COMMIT_BYTES:
+            self._commit()
         return done
 
     def loaded(self, name: str) -> int | None:
         """How many profiles of this part are in, None if it was not loaded."""
+        self._commit()
         with self._environment.begin() as transaction:
             content = transaction.get(_part_key(name))
         return None if content is None else int(content)
@@ -111,16 +142,30 @@ class LmdbStore:
         """Write the metadata, which makes the store openable."""
         self._write([(_METADATA_KEY, metadata.to_json())])
         self._environment.sync(True)
+        (Path(self._environment.path()) / _BOOT_FILE).unlink(missing_ok=True)
         self._metadata = metadata
 
     def metadata(self) -> StoreMetadata:
         return self._metadata
 
+    def num_profiles(self) -> int:
+        """Records held now: all keys but those of the loader."""
+        with self._environment.begin() as transaction, transaction.cursor() as cursor:
+            others = int(transaction.get(_METADATA_KEY) is not None)
+            if cursor.set_range(_PART_PREFIX):
+                for key in cursor.iternext(values=False):
+                    if not key.startswith(_PART_PREFIX):
+                        break
+                    others += 1
+            return int(transaction.stat()["entries"]) - others
+
     def size_bytes(self) -> int:
-        """Bytes in use."""
+        """Bytes of the file."""
         return int(self._environment.stat()["psize"]) * (int(self._environment.info()["last_pgno"]) + 1)
 
     def close(self) -> None:
+        """Closing again does nothing."""
+        self._commit()
         self._environment.close()
 
     def __enter__(self) -> LmdbStore:
@@ -142,8 +187,14 @@ class LmdbStore:
         with transaction:
             yield transaction
 
+    def _commit(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.commit()
+
     def _write(self, records: list[tuple[bytes, bytes]]) -> None:
         """All records in one transaction; the map grows until they fit."""
+        self._commit()
         while True:
             try:
                 with self._environment.begin(write=True) as transaction, transaction.cursor() as cursor:
@@ -160,4 +211,4 @@ def _map_size(path: Path) -> int:
 
 
 def _part_key(name: str) -> bytes:
-    return b"p" + name.encode()
+    return _PART_PREFIX + name.encode()

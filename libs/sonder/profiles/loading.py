@@ -1,15 +1,19 @@
-"""Profiles of a release and the histories they were made from -> a new embedded store, complete or absent.
+"""Profiles of a release and the histories they were made from -> a new online store, complete or absent.
 
-The store is loaded under `<release>.loading` and renamed to `<release>` when every part is in, so a reader never sees
-half of one. A part is one history bucket and one transaction: a killed load goes on at the first part that is missing.
-Processes that start together wait for one another; the first one loads.
+The embedded store is loaded under `<release>.loading` and renamed to `<release>` when every part is in, the networked
+one gets its metadata last, so a reader never sees half of one. A part is one history bucket: a killed load goes on at
+the first part that is missing. Processes that start together wait for one another; the first one loads.
 Limits: of a user's timeline the newest MAX_EVENTS are kept (24 bytes each); a fresh computation says so when it is cut.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +24,17 @@ from filelock import FileLock
 from sonder.core import telemetry
 from sonder.core.errors import ArtefactMismatch, NotFound
 from sonder.core.storage import Folder
-from sonder.history.snapshot import bucket_file
+from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.packing import pack_timelines
 from sonder.profiles.record import embeddings_of, to_json_records
-from sonder.profiles.store import StoredProfile, StoreMetadata
+from sonder.profiles.redis_store import RedisStore
+from sonder.profiles.store import LoadingStore, StoredProfile, StoreMetadata
 
 MAX_EVENTS = 2_000
+_READERS = 2  # parts read at once, beside the one that is written
 
 
 @dataclass(frozen=True)
@@ -44,29 +50,59 @@ class StoreSource:
     dim: int
 
 
-def ensure_store(target: Path, source: StoreSource) -> LmdbStore:
-    """Open the store of the release at `target`, loading it first where it does not exist."""
+def ensure_store(target: Path, source: StoreSource, *, writable: bool = False) -> LmdbStore:
+    """Open the embedded store of the release at `target`, loading it first where it does not exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            _load(target, source)
-    return LmdbStore.open(target, release=source.release)
+            loading = target.with_name(f"{target.name}.loading")
+            with LmdbStore.create(loading, _unfinished(source)) as store:
+                _load(store, source)
+            (loading / "lock.mdb").unlink(missing_ok=True)
+            loading.rename(target)
+    return LmdbStore.open(target, release=source.release, writable=writable)
 
 
-def _load(target: Path, source: StoreSource) -> None:
+def ensure_networked_store(url: str, source: StoreSource) -> RedisStore:
+    """Open the store of the release on the server at `url`, loading it first where the server has none."""
+    with suppress(NotFound):
+        return RedisStore.open(url, release=source.release)
+    with RedisStore.create(url, _unfinished(source)) as store, store.loading():
+        with suppress(NotFound):  # whoever was waited for has loaded it
+            return RedisStore.open(url, release=source.release)
+        _load(store, source)
+    return RedisStore.open(url, release=source.release)
+
+
+def _unfinished(source: StoreSource) -> StoreMetadata:
+    return StoreMetadata(source.release, source.as_of_us, source.dim, MAX_EVENTS, num_profiles=0)
+
+
+def _load(store: LoadingStore, source: StoreSource) -> None:
     parts = _parts(source.profiles)
-    metadata = StoreMetadata(source.release, source.as_of_us, source.dim, MAX_EVENTS, num_profiles=0)
-    loading = target.with_name(f"{target.name}.loading")
     with telemetry.stage("load store", release=source.release, parts=len(parts)) as counts:
-        with LmdbStore.create(loading, metadata) as store:
-            num_profiles = 0
-            for name in parts:
-                loaded = store.loaded(name)
-                num_profiles += store.put_part(name, _part(source, name)) if loaded is None else loaded
-            store.finish(replace(metadata, num_profiles=num_profiles))
-            counts.update(profiles=num_profiles, size_bytes=store.size_bytes())
-        (loading / "lock.mdb").unlink(missing_ok=True)
-        loading.rename(target)
+        loaded = {name: store.loaded(name) for name in parts}
+        missing = [name for name, num_profiles in loaded.items() if num_profiles is None]
+        for name, profiles in _read_ahead(source, missing):
+            loaded[name] = store.put_part(name, profiles)
+        num_profiles = sum(filter(None, loaded.values()))
+        store.finish(replace(_unfinished(source), num_profiles=num_profiles))
+        counts.update(profiles=num_profiles, size_bytes=store.size_bytes())
+
+
+def _read_ahead(source: StoreSource, names: list[str]) -> Iterator[tuple[str, list[tuple[str, StoredProfile]]]]:
+    """Each part in turn while the next ones are read in threads: reading costs most, mostly outside of Python."""
+
+    def read(name: str) -> list[tuple[str, StoredProfile]]:
+        return list(_part(source, name))
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read-profiles") as readers:
+        upcoming = deque(readers.submit(read, name) for name in names[:_READERS])
+        for name, later in zip_longest(names, names[_READERS:]):
+            profiles = upcoming.popleft().result()
+            if later is not None:
+                upcoming.append(readers.submit(read, later))
+            yield name, profiles
 
 
 def _parts(profiles: Folder) -> list[str]:
@@ -82,8 +118,7 @@ def _part(source: StoreSource, name: str) -> Iterator[tuple[str, StoredProfile]]
     """Records of the users of one profiles file, each with its timeline."""
     profiles = (source.profiles / name).read_table()
     user_ids = profiles.column("user_id").combine_chunks()
-    history = bucket_file(source.snapshot, _bucket(name)).read_table()
-    timelines = Timelines.from_history(history, source.vocabulary)
+    timelines = read_timelines(source.snapshot, source.vocabulary, [_bucket(name)])
     timelines = align(timelines.before(source.as_of_us).last(MAX_EVENTS), user_ids)
     bodies = to_json_records(profiles, computed_at_us=source.computed_at_us)
     fields = zip(user_ids.to_pylist(), bodies, embeddings_of(profiles), pack_timelines(timelines), strict=True)

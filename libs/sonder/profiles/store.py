@@ -58,7 +58,7 @@ class StoreMetadata:
             raise ArtefactMismatch(
                 f"An online store of layout {layout}",
                 expected=f"layout {LAYOUT_VERSION}",
-                do="Remove the store's folder; serving loads it again from the release.",
+                do="Remove the store; serving loads it again from the release.",
             )
         return cls(**fields)
 
@@ -71,7 +71,11 @@ class Progress(NamedTuple):
 
 
 class ProfileStore(Protocol):
-    """Read by the gateway in its own process; written by the loader and by refreshes."""
+    """Read by the gateway in its own process; written by the loader and by refreshes.
+
+    Every answer is of the store's release: a record of another one is an ArtefactMismatch, a store that has lost the
+    release is NotReady, one that cannot be reached StageUnavailable; none of it is ever answered as "no such user".
+    """
 
     def get(self, user_id: str) -> StoredProfile | None: ...
 
@@ -88,13 +92,38 @@ class ProfileStore(Protocol):
         """Of the last refresh; sequence 0 and the release's own as_of where there was none."""
 
     def delete(self, user_id: str) -> bool:
-        """Remove a user's record; whether there was one."""
+        """Erase a user's record; whether there was one. No read after this call sees it.
 
-    def metadata(self) -> StoreMetadata: ...
+        A store that is loaded again from the release has the user again, and so has one that a refresh under way
+        writes to: who erases a user takes it out of the log, and out of refreshes, first.
+        """
 
-    def size_bytes(self) -> int: ...
+    def metadata(self) -> StoreMetadata:
+        """As it was loaded."""
+
+    def num_profiles(self) -> int:
+        """Records held now."""
+
+    def size_bytes(self) -> int:
+        """Bytes that the store takes up now, on disk or in the server's memory."""
 
     def close(self) -> None: ...
+
+
+class LoadingStore(Protocol):
+    """A store on its way: parts in any order, each remembered once it is in, and the metadata at the end."""
+
+    def loaded(self, name: str) -> int | None:
+        """How many profiles of this part are in, None if it was not loaded."""
+
+    def put_part(self, name: str, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
+        """Write one part and then remember that it is in; how many profiles it has."""
+
+    def finish(self, metadata: StoreMetadata) -> None:
+        """Write the metadata, which makes the store openable."""
+
+    def size_bytes(self) -> int:
+        """Bytes that the store takes up now."""
 
 
 def key_of(user_id: str) -> bytes:
@@ -135,5 +164,5 @@ def _broken(found: str, expected: str = "a whole record of this release") -> Art
     return ArtefactMismatch(
         found + " in the online store",
         expected=expected,
-        do="Remove the store's folder; serving loads it again from the release.",
+        do="Remove the store; serving loads it again from the release.",
     )

@@ -12,8 +12,8 @@ from sonder.core.errors import NotReady
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.history.vocabulary import Vocabulary
-from sonder.profiles.lmdb_store import LmdbStore
-from sonder.profiles.loading import StoreSource, ensure_store
+from sonder.profiles.loading import StoreSource, ensure_networked_store, ensure_store
+from sonder.profiles.store import ProfileStore
 from sonder.releases.manifest import Manifest
 from sonder.releases.registry import Registry
 from sonder.scoring.heads import load_heads
@@ -91,8 +91,11 @@ class Release:
         """What assigns users to behaviour clusters; None for a release that was made without."""
         return Clusters.load(self.clusters) if self.clusters.exists() else None
 
-    def open_store(self) -> LmdbStore:
-        """The online store of this release, loaded from its profiles where this machine has none yet."""
+    def open_store(self, url: str | None = None, *, writable: bool = False) -> ProfileStore:
+        """The online store of this release, loaded from its profiles first where there is none yet.
+
+        `url`: of a Redis or Valkey server, which can always be written; None: the embedded store of this machine.
+        """
         source = StoreSource(
             release=self.id,
             profiles=self.profiles,
@@ -102,7 +105,9 @@ class Release:
             computed_at_us=self.manifest.created_at_us,
             dim=int(self.manifest.config["encoder"]["dim"]),
         )
-        return ensure_store(self.workspace.store / self.id, source)
+        if url is not None:
+            return ensure_networked_store(url, source)
+        return ensure_store(self.workspace.store / self.id, source, writable=writable)
 
 
 def served_release(workspace: Workspace) -> str:

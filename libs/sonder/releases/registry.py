@@ -21,7 +21,7 @@ from sonder.releases.manifest import Manifest, describe_files, read_release, ver
 
 CURRENT = "CURRENT"
 _MAX_HISTORY = 50
-_RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def seal(
     as_of_us: int,
 ) -> Manifest:
     """Digest the staged files and publish them as an immutable release."""
-    if not _RELEASE_ID.fullmatch(release_id):
+    if not RELEASE_ID.fullmatch(release_id):
         raise InvalidRequest(
             f"A release id {release_id!r}", expected="1 to 64 letters, digits, dots, dashes and underscores"
         )
@@ -118,7 +118,7 @@ class Registry:
     def show(self, release_id: str) -> Manifest:
         """One release; NotFound names those that exist."""
         folder = self._workspace.release(release_id)
-        if not _RELEASE_ID.fullmatch(release_id) or not folder.is_published():
+        if not RELEASE_ID.fullmatch(release_id) or not folder.is_published():
             existing = [folder.name for folder in self._workspace.releases.children() if folder.is_published()]
             raise NotFound(
                 f"No release {release_id!r} in {self._workspace.root}",

@@ -88,3 +88,23 @@ def test_workers_are_a_number_or_the_least_before_the_most() -> None:
     assert validate(raw | {"encoder": {"num_workers": [1, 4]}}, source="x").encoder.num_workers == (1, 4)
     with pytest.raises(ConfigurationError, match=r"num_workers.*found \[4, 1\], expected \[least, most\]"):
         validate(raw | {"encoder": {"num_workers": [4, 1]}}, source="x")
+
+
+@pytest.mark.parametrize("url", ["redis://host:6379/0", "rediss://user@host/1", "valkey://[::1]:6379", "valkeys://h"])
+def test_a_networked_store_is_named_by_its_url(tmp_path: Path, url: str) -> None:
+    assert load(written(tmp_path, PUBLISHED), [f"serving.store={url}"]).serving.store == url
+
+
+@pytest.mark.parametrize("url", ["host:6379", "http://host", "redis:///0", "unix:///tmp/socket", "lmdb"])
+def test_what_is_no_url_of_a_store_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"serving.store.*expected redis://HOST:PORT/DB"):
+        load(written(tmp_path, PUBLISHED), [f"serving.store={url}"])
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:hush@host/0", "redis://host/0?password=hush", "rediss://h?ssl_password=hush"]
+)
+def test_a_password_in_the_configuration_is_refused_without_repeating_it(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match="SONDER_STORE_PASSWORD") as refused:
+        load(written(tmp_path, PUBLISHED), [f"serving.store={url}"])
+    assert "hush" not in str(refused.value)

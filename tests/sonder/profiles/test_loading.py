@@ -16,9 +16,10 @@ from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 from sonder.profiles import loading
 from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.lmdb_store import LmdbStore
-from sonder.profiles.loading import StoreSource, ensure_store
+from sonder.profiles.loading import StoreSource, ensure_networked_store, ensure_store
 from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.record import profile_file
+from tests.redis_server import running_redis
 
 AS_OF = 1_000_000
 USERS = {0: ["ada", "bob"], 1: ["cyd"]}
@@ -56,6 +57,20 @@ def source(tmp_path: Path) -> StoreSource:
     return StoreSource("r-1", profiles, snapshot, vocabulary, as_of_us=AS_OF, computed_at_us=7, dim=2)
 
 
+def second_part_fails_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The parts that were read, in a list that grows."""
+    read_part, read = loading._part, []
+
+    def dies_at_the_second(source: StoreSource, name: str) -> object:
+        read.append(name)
+        if name.startswith("bucket=001") and read.count(name) == 1:
+            raise KeyboardInterrupt
+        return read_part(source, name)
+
+    monkeypatch.setattr(loading, "_part", dies_at_the_second)
+    return read
+
+
 def test_every_profile_is_loaded_with_its_embedding_and_its_timeline(source: StoreSource, tmp_path: Path) -> None:
     with ensure_store(tmp_path / "store" / "r-1", source) as store:
         assert store.metadata().num_profiles == 3
@@ -88,21 +103,13 @@ def test_a_killed_load_is_invisible_and_goes_on_at_the_missing_part(
     source: StoreSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "r-1"
-    read_part, read = loading._part, []
-
-    def dies_at_the_second(source: StoreSource, name: str) -> object:
-        read.append(name)
-        if len(read) == 2:
-            raise KeyboardInterrupt
-        return read_part(source, name)
-
-    monkeypatch.setattr(loading, "_part", dies_at_the_second)
+    read = second_part_fails_once(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         ensure_store(target, source)
     assert not target.exists()
     with ensure_store(target, source) as store:
         assert store.metadata().num_profiles == 3
-    assert read == ["bucket=000/part-0.parquet", "bucket=001/part-0.parquet", "bucket=001/part-0.parquet"]
+    assert sorted(read) == ["bucket=000/part-0.parquet", "bucket=001/part-0.parquet", "bucket=001/part-0.parquet"]
 
 
 def test_profiles_of_users_without_a_history_are_refused(source: StoreSource, tmp_path: Path) -> None:
@@ -127,3 +134,29 @@ def test_the_store_opened_for_reading_cannot_be_written(source: StoreSource, tmp
 
     with ensure_store(tmp_path / "r-1", source) as store, pytest.raises(lmdb.Error):
         store.put_many([("ada", LmdbStore.get(store, "bob") or pytest.fail("no bob"))])
+
+
+def test_a_networked_store_is_loaded_once_and_holds_what_the_embedded_one_holds(
+    source: StoreSource, tmp_path: Path
+) -> None:
+    users = ["ada", "bob", "cyd"]
+    with running_redis() as url:
+        with ensure_networked_store(url, source) as store, ensure_store(tmp_path / "r-1", source) as embedded:
+            assert store.batch_get(users) == embedded.batch_get(users)
+            assert store.metadata() == embedded.metadata()
+            assert store.num_profiles() == embedded.num_profiles() == 3
+        source.profiles.remove()
+        with ensure_networked_store(url, source) as store:
+            assert store.get("ada") is not None
+
+
+def test_a_networked_load_that_dies_goes_on_at_the_missing_part(
+    source: StoreSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = second_part_fails_once(monkeypatch)
+    with running_redis() as url:
+        with pytest.raises(KeyboardInterrupt):
+            ensure_networked_store(url, source)
+        with ensure_networked_store(url, source) as store:
+            assert store.num_profiles() == 3
+    assert sorted(read) == ["bucket=000/part-0.parquet", "bucket=001/part-0.parquet", "bucket=001/part-0.parquet"]

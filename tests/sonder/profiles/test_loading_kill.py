@@ -5,15 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sonder.core.workspace import Workspace
-from sonder.profiles import loading
+from sonder.profiles import lmdb_store, loading
 from sonder.profiles.assembling import StageOutputs, assemble_profiles
+from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.loading import StoreSource, ensure_store
 from sonder.profiles.record import profile_file
 from sonder.profiles.store import StoredProfile
@@ -39,16 +40,17 @@ def source_at(folder: Path, release: str) -> StoreSource:
 
 
 def load_and_die(target: Path, source: StoreSource) -> None:
-    """Load in this process, which gets SIGKILL when it reaches the second part."""
-    read_part, parts = loading._part, []
+    """Load in this process, which gets SIGKILL when it writes the second part."""
+    put_part, parts = LmdbStore.put_part, []
 
-    def dies_at_the_second(source: StoreSource, name: str) -> Iterator[tuple[str, StoredProfile]]:
+    def dies_at_the_second(store: LmdbStore, name: str, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
         parts.append(name)
         if len(parts) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read_part(source, name)
+        return put_part(store, name, profiles)
 
-    loading._part = dies_at_the_second
+    LmdbStore.put_part = dies_at_the_second
+    lmdb_store._COMMIT_BYTES = 1  # of parts that are large, as the first one has to be here
     ensure_store(target, source)
 
 
