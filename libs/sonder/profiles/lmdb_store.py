@@ -149,9 +149,9 @@ class LmdbStore:
         return self._metadata
 
     def num_profiles(self) -> int:
-        """Records held now: all keys but those of the loader."""
+        """Records held now: all keys but those of the loader and of refreshes."""
         with self._environment.begin() as transaction, transaction.cursor() as cursor:
-            others = int(transaction.get(_METADATA_KEY) is not None)
+            others = sum(transaction.get(key) is not None for key in (_METADATA_KEY, _PROGRESS_KEY))
             if cursor.set_range(_PART_PREFIX):
                 for key in cursor.iternext(values=False):
                     if not key.startswith(_PART_PREFIX):

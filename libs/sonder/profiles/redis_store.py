@@ -126,7 +126,7 @@ class RedisStore:
         records = dict(self._packed(profiles))
         keys = [self._prefix + name for name in (b"m", b"n", b"a")]
         with self._server.asked():
-            done = int(self._refresh([*keys, *records], [orjson.dumps(progress), *records.values()]))
+            done = int(self._refresh([*keys, *records], [orjson.dumps(list(progress)), *records.values()]))
         if done < 0:
             raise self._lost()
 
