@@ -261,6 +261,7 @@ def serve(
     overrides: SetOption = None,
     host: Annotated[str | None, typer.Option(help="loopback unless told otherwise")] = None,
     port: Annotated[int | None, typer.Option()] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="print where the time of each request goes")] = False,
 ) -> None:
     """Serve the current release over HTTP with Ray Serve, until interrupted."""
     resolved = load(config, overrides or ())
@@ -270,6 +271,7 @@ def serve(
         host=host or resolved.serving.host,
         port=port or resolved.serving.port,
         log_features=resolved.serving.log_features,
+        trace=trace,
     )
 
 

@@ -10,6 +10,7 @@ from ray import serve
 from services.gateway.http import create_app
 from services.gateway.opening import open_engine
 from services.gateway.stages import HandleStages
+from services.observed import start_observing
 from sonder.core.workspace import Workspace
 from sonder.releases.artefacts import Release
 
@@ -21,11 +22,14 @@ class Gateway:
     def __init__(
         self, workspace: str, release: str, embedding: Any, segmentation: Any, scoring: Any, retrieval: Any
     ) -> None:
+        start_observing("gateway")
         stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval)
         self._engine = open_engine(Release.open(Workspace.at(workspace), release), stages)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._engine)
+        app = create_app(self._engine)
+        app.state.adds_request_id = False  # Serve does, on every answer
+        return app
 
     def check_health(self) -> None:
         """One read of the store: where it fails, Serve replaces the replica."""

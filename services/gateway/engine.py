@@ -23,6 +23,7 @@ from services.gateway.memberships import AudienceMemberships, Audiences
 from services.gateway.reasons import explain_interest, explain_score
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
 from services.warming import sample_batch
+from sonder.core import metrics
 from sonder.core.errors import InvalidRequest, StageUnavailable
 from sonder.profiles.attributes import FACTS
 from sonder.profiles.packing import unpack_timelines
@@ -85,18 +86,30 @@ class Engine:
         nobody = cold_profile("", base_rates=release.base_rates, as_of_us=release.as_of_us)
         template = to_json_records(nobody, computed_at_us=release.created_at_us)[0]
         self._cold_tail = template.removeprefix(b'{"user_id":""')
-        self._fresh = MicroBatcher(self._compute_fresh, max_batch=128)
+        self._fresh = MicroBatcher(self._compute_fresh, name="fresh", max_batch=128)
         self._finding = Finding(stages, budget_s=budget_s)
+
+    @property
+    def release_id(self) -> str:
+        return self._release.id
+
+    def store_bytes(self) -> int | None:
+        """Size of the store on this node; None where it lies elsewhere."""
+        measure = getattr(self._store, "size_bytes", None)
+        return None if measure is None else int(measure())
 
     # -- stored reads ---------------------------------------------------------------------------------------------
 
     def profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
         """The stored profile; the declared cold one for a user whom the release does not know."""
-        return self._answer(self._stored(user_id), fields, audiences=self._stored_audiences(user_id, fields))
+        stored = self._stored(user_id)
+        self._observe_age(stored.computed_at_us)
+        return self._answer(stored, fields, audiences=self._stored_audiences(user_id, fields))
 
     def profiles(self, user_ids: Sequence[str]) -> bytes:
         """Stored profiles in the order asked for."""
         found, audiences = self._store.batch_get(user_ids), self._memberships.stored(user_ids)
+        self._observe_age(min((stored.computed_at_us for stored in found if stored), default=self._clock_us()))
         answers = [
             self._answer(self._cold(user_id) if stored is None else stored, None, audiences=of_user)
             for user_id, stored, of_user in zip(user_ids, found, audiences, strict=True)
@@ -164,6 +177,7 @@ class Engine:
         except StageUnavailable as error:
             missing = {"stage": "gateway", "reason": error.found, "instead": "the stored profile"}
             return self._answer(stored, fields, (missing,), audiences=self._stored_audiences(user_id, fields))
+        self._observe_age(fresh.computed_at_us)
         computed = StoredProfile(fresh.computed_at_us, fresh.body, fresh.embedding, b"")
         audiences = None
         if _asks_audiences(fields):
@@ -275,6 +289,8 @@ class Engine:
             body = b'{"audiences":%b,%b' % (audiences.to_json(), body[1:])
             degraded = (*degraded, *audiences.degraded)
         if degraded:
+            for missing in degraded:
+                metrics.DEGRADED.labels(missing["stage"]).inc()
             body = b'{"degraded":%b,%b' % (orjson.dumps(list(degraded)), body[1:])
         return splice(body, release=self._release.id, computed_at_us=stored.computed_at_us, now_us=self._clock_us())
 
@@ -284,6 +300,9 @@ class Engine:
         """The envelope of a profile around something that is not part of it."""
         envelope = self._answer(stored, (), degraded)
         return b"%b,%b" % (envelope[:-1], orjson.dumps(content)[1:])
+
+    def _observe_age(self, computed_at_us: int) -> None:
+        metrics.AGE_AT_READ_SECONDS.observe(max(0, self._clock_us() - computed_at_us) / 1e6)
 
     def _cold(self, user_id: str) -> StoredProfile:
         body = b'{"user_id":%b%b' % (orjson.dumps(user_id), self._cold_tail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.engine import Engine, ReleaseInfo
 from services.gateway.memberships import AudienceMemberships
+from services.gateway.observing import observed_store
 from services.gateway.stages import FoundItem, Stages
 from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
@@ -19,7 +20,8 @@ def open_engine(release: Release, stages: Stages) -> Engine:
     store = release.open_store()
     num_profiles = store.metadata().num_profiles
     previews = AudiencePreviews(release, num_profiles=num_profiles)
-    return Engine(describe(release, num_profiles=num_profiles), store, stages, previews, AudienceMemberships(release))
+    info = describe(release, num_profiles=num_profiles)
+    return Engine(info, observed_store(store, info.id), stages, previews, AudienceMemberships(release))
 
 
 def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:

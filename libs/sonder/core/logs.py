@@ -22,7 +22,8 @@ import orjson
 from opentelemetry import trace
 
 MOST_IDS = 8
-_WELL_FORMED = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._~+/=:-]")
+MOST_CHARACTERS = 128
 _USER_PATH = re.compile(r"(/users/)[^/?\s\"']+")
 _SECRET = re.compile(
     r"(?i)\b(authorization|[\w-]*token|[\w-]*secret|password|[\w-]*api[-_]?key)(\"?\s*[=:]\s*\"?)(bearer\s+)?[^\s\",}]+"
@@ -35,9 +36,9 @@ def request_ids() -> tuple[str, ...]:
     return _request_ids.get()
 
 
-def new_request_id(given: str | None) -> str:
-    """The caller's id where it is short and plain, else a new one."""
-    return given if given is not None and _WELL_FORMED.fullmatch(given) else uuid.uuid4().hex
+def request_id_of(given: str | None) -> str:
+    """The caller's id, cut and made plain where it is not; a new one if there is none."""
+    return _UNUSUAL.sub("_", given[:MOST_CHARACTERS]) if given else uuid.uuid4().hex
 
 
 @contextmanager

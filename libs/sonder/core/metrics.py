@@ -95,17 +95,16 @@ def set_dirty_users(num_users: int) -> None:
     DIRTY_USERS.set(num_users)
 
 
+_served: set[tuple[str, str]] = set()  # releases that this process has served
+
+
 def set_release(release: str, version: str, *, num_profiles: int) -> None:
     """This process serves the release from now on, and no other."""
-    for (known, of_version), child in list(_children(RELEASE_INFO).items()):
-        child.set(float((known, of_version) == (release, version)))
+    for other in _served - {(release, version)}:
+        RELEASE_INFO.labels(*other).set(0)
+    _served.add((release, version))
     RELEASE_INFO.labels(release, version).set(1)
     STORE_PROFILES.set(num_profiles)
-
-
-def _children(metric: Gauge) -> dict[tuple[str, ...], Gauge]:
-    found: dict[tuple[str, ...], Gauge] = metric._metrics
-    return found
 
 
 def exposition() -> bytes:

@@ -25,7 +25,7 @@ class SpanLine:
     trace_id: str
     span_id: str
     parent_id: str | None
-    is_entry: bool  # nothing of this process, nor of another of ours that we know of, is above it
+    is_entry: bool  # the first span of a request
     name: str
     service: str
     start_ns: int
@@ -52,7 +52,7 @@ class SpanLine:
         )
 
 
-ENTRY = "sonder.entry"  # attribute of the first span of a request
+ENTRY = "sonder.entry"  # attribute of the first span of a request, which ends last
 
 
 class SpanFile(SpanExporter):
