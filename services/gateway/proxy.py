@@ -26,7 +26,7 @@ previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
     sed -i -E 's/^([[:space:]]*bind[[:space:]]+)[*]?:({ports})$/\\1127.0.0.1:\\2/' "$argument"
-    sed -i -E 's/^([[:space:]]*http-request set-header )x-request-id .*$/&\\n{started}/' "$argument"
+    sed -i -E '/^frontend http_frontend/,/^[[:space:]]*bind/ s/^([[:space:]]*)bind .*$/&\\n\\1{started}/' "$argument"
   fi
   previous="$argument"
 done
@@ -34,7 +34,7 @@ exec "{binary}" "$@"
 """
 
 
-_STARTED = "\\1x-request-start t=%[date(0,us)]"  # services/gateway/observing.py reads it
+_STARTED = "http-request set-header x-request-start t=%[date(0,us)]"  # services/gateway/observing.py reads it
 
 
 def proxy_environment(folder: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A request's spans as a waterfall in the terminal, for `sonder serve --trace`.
 
-Requests that shared a micro-batch: the batch's spans hang under the first of them; the others show the shared span,
-which is linked to them, as their own and say so.
+Requests that shared a micro-batch: its spans are of the trace of the first of them, and linked to the others, which
+show them as well and say so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sonder.core.span_files import ENTRY, SpanLine, SpanReader
 
 WIDTH = 44  # characters of the time axis
 SECONDS_BETWEEN_LOOKS = 0.2
-MOST_KEPT_S = 60.0  # a span whose request never ends is forgotten
+MOST_KEPT_S = 60.0  # spans are kept so long for requests that end later or are linked to them
 _HIDDEN = {ENTRY, "http.request.method", "http.route"}  # the span's name says it
 _QUIET = ("GET /healthz", "GET /readyz", "GET /metrics")
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
@@ -32,27 +32,30 @@ class Requests:
 
     def __init__(self) -> None:
         self._spans: dict[str, list[SpanLine]] = defaultdict(list)  # by trace
-        self._linked: dict[str, SpanLine] = {}  # by the span that a batch is linked to
+        self._linked: dict[str, SpanLine] = {}  # a batch, by each span that it is linked to
+        self._pending: list[SpanLine] = []  # entries that were not shown yet
 
     def add(self, spans: Iterable[SpanLine]) -> None:
+        """New spans, in any order."""
         for span in spans:
             self._spans[span.trace_id].append(span)
             self._linked.update(dict.fromkeys(span.links, span))
+            if span.is_entry:
+                self._pending.append(span)
 
     def whole(self) -> list[list[SpanLine]]:
         """The spans of each request that has ended since the last call, in order of their end."""
+        ended, self._pending = sorted(self._pending, key=lambda entry: entry.end_ns), []
         done = []
-        for trace_id, spans in list(self._spans.items()):
-            for entry in (span for span in spans if span.is_entry):
-                below = _below(entry, spans)
-                done.append([*below, *self._shared(below)])
-                self._spans[trace_id] = spans = [span for span in spans if span not in below]
+        for entry in ended:
+            below = _below(entry, self._spans[entry.trace_id])
+            done.append([*below, *self._shared(below)])
         self._forget()
-        return sorted(done, key=lambda request: request[0].end_ns)
+        return done
 
     def _shared(self, below: Sequence[SpanLine]) -> list[SpanLine]:
-        """The batch that worked for a request of another trace, with what is below it."""
-        batches = [self._linked.pop(span.span_id) for span in below if span.span_id in self._linked]
+        """The batches that worked for a request of another trace, with what is below them."""
+        batches = [self._linked[span.span_id] for span in below if span.span_id in self._linked]
         return [span for batch in batches for span in _below(batch, self._spans.get(batch.trace_id, ()))]
 
     def _forget(self) -> None:
@@ -81,7 +84,7 @@ def waterfall(spans: Sequence[SpanLine]) -> Table:
     scale = WIDTH / max(last - first, 1)
     services = list(dict.fromkeys(span.service for span in spans))
     depths: dict[str, int] = {}
-    title = Text(next((span.name for span in spans if span.name[:4].isupper() or "/" in span.name), spans[0].name))
+    title = Text(next((span.name for span in spans if "http.route" in span.attributes), spans[0].name))
     shown = Table(title=title, caption=f"trace {spans[0].trace_id}", box=None, title_justify="left", pad_edge=False)
     shown.add_column("span", no_wrap=True)
     shown.add_column("service", no_wrap=True, style="dim")
@@ -89,7 +92,8 @@ def waterfall(spans: Sequence[SpanLine]) -> Table:
     shown.add_column("ms", justify="right", no_wrap=True)
     shown.add_column("", overflow="fold", style="dim")
     for span in spans:
-        depth = depths[span.span_id] = depths.get(span.parent_id or "", -1) + 1
+        is_shared = span.trace_id != spans[0].trace_id
+        depth = depths[span.span_id] = depths.get(span.parent_id or "", 0 if is_shared else -1) + 1
         begin = min(int((span.start_ns - first) * scale), WIDTH - 1)
         length = max(1, round((span.end_ns - span.start_ns) * scale))
         colour = "red" if span.is_error else _COLOURS[services.index(span.service) % len(_COLOURS)]
@@ -97,7 +101,7 @@ def waterfall(spans: Sequence[SpanLine]) -> Table:
         told = [
             f"{name.removeprefix('sonder.')}={value}" for name, value in span.attributes.items() if name not in _HIDDEN
         ]
-        told += ["shared with another request"] if span.trace_id != spans[0].trace_id else []
+        told += ["shared with another request"] if is_shared else []
         name = Text("  " * depth + span.name, style="red" if span.is_error else "")
         milliseconds = f"{(span.end_ns - span.start_ns) / 1e6:.2f}"
         shown.add_row(name, span.service.removeprefix("sonder-"), bar, milliseconds, Text(" ".join(told)))

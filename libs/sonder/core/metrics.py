@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "sonder_"
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -114,8 +117,19 @@ def exposition() -> bytes:
         return generate_latest(REGISTRY)
     _forget_ended(Path(folder))
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder)
+    registry.register(_OfNode(folder))
     return generate_latest(registry)
+
+
+class _OfNode(Collector):
+    """What Sonder's processes keep in the folder; Ray's keep theirs there too, which Ray exports itself."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        found: Iterable[Metric] = MultiProcessCollector(CollectorRegistry(), path=self._folder).collect()
+        return (metric for metric in found if metric.name.startswith(PREFIX))
 
 
 def _forget_ended(folder: Path) -> None:
