@@ -50,7 +50,8 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     telemetry.configure("sonder")
     try:
-        with telemetry.joined(os.environ):
+        command = next((word for word in sys.argv[1:2] if word.isidentifier()), "")
+        with telemetry.joined(os.environ), telemetry.span(f"sonder {command}".strip()):
             app()
     except SonderError as error:
         if os.environ.get("SONDER_DEBUG"):

@@ -50,7 +50,7 @@ def install(app: FastAPI) -> None:
     """Observe every request of the application, those included that end in a bug."""
     build = app.build_middleware_stack
     # Outside of FastAPI's own outermost layer, which answers bugs and which `add_middleware` cannot surround.
-    app.build_middleware_stack = lambda: Observed(build(), app.state)  # type: ignore[method-assign,return-value]
+    app.build_middleware_stack = lambda: Observed(build(), app.state)  # type: ignore[method-assign]
     app.state.adds_request_id = True  # Serve adds it itself (services/gateway/deployment.py)
 
 
@@ -120,13 +120,13 @@ def _request_span(headers: dict[bytes, str]) -> Iterator[Span]:
     start_ns = _proxy_start_ns(headers.get(b"x-request-start"))
     carrier = {name.decode(): value for name, value in headers.items()}
     with telemetry.joined(carrier):
-        entry: dict[str, Any] = {ENTRY: True}
+        entry = {ENTRY: True}
         if start_ns is None:
-            with telemetry.span("request", kind=SpanKind.SERVER, **entry) as span:
+            with telemetry.span("request", entry, kind=SpanKind.SERVER) as span:
                 yield span
             return
         with (
-            telemetry.span("proxy", kind=SpanKind.SERVER, start_ns=start_ns, **entry),
+            telemetry.span("proxy", entry, kind=SpanKind.SERVER, start_ns=start_ns),
             telemetry.span("request") as span,
         ):
             yield span
@@ -174,12 +174,12 @@ class SpannedStore:
         """As the store's, in a span."""
         if telemetry.current() is None:
             return self._store.get(user_id)
-        with telemetry.span("store get", kind=SpanKind.CLIENT, users=1):
+        with telemetry.span("store get", {"users": 1}, kind=SpanKind.CLIENT):
             return self._store.get(user_id)
 
     def batch_get(self, user_ids: Sequence[str]) -> Any:
         """As the store's, in a span."""
-        with telemetry.span("store batch get", kind=SpanKind.CLIENT, users=len(user_ids)):
+        with telemetry.span("store batch get", {"users": len(user_ids)}, kind=SpanKind.CLIENT):
             return self._store.batch_get(user_ids)
 
     def put_many(self, profiles: Any) -> int:

@@ -164,7 +164,7 @@ async def _ask(method: Any, stage: str, deadline: float, *arguments: Any) -> Any
     """Call a handle's method for whoever asks, and tell how long its answer took."""
     started, outcome = time.perf_counter(), "failed"
     try:
-        with telemetry.span(f"stage {stage}", kind=SpanKind.CLIENT, users=len(arguments[0])):
+        with telemetry.span(f"stage {stage}", {"users": len(arguments[0])}, kind=SpanKind.CLIENT):
             # Nobody's call has no `caller`, so a method that knows of none can be called too.
             asks_for = {"caller": found} if (found := caller()) else {}
             answer = await _within(method.remote(*arguments, **asks_for), stage, deadline)

@@ -9,6 +9,7 @@ like secrets.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TextIO
 
 import orjson
@@ -82,9 +84,17 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def configure_json_logs(service: str, stream: TextIO | None = None, level: int | str = logging.INFO) -> None:
-    """Write the `sonder` logger's lines to the stream (stderr unless given) as JSON; calling it again replaces it."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+def configure_json_logs(service: str, target: TextIO | Path | None, level: int | str = logging.INFO) -> None:
+    """Write the `sonder` logger's lines as JSON; calling it again replaces where they go.
+
+    `target`: a stream (None: stderr), or a folder in which this process gets a file `<service>-<pid>.jsonl`.
+    """
+    handler: logging.Handler
+    if isinstance(target, Path):
+        target.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(target / f"{service}-{os.getpid()}.jsonl", encoding="utf-8")
+    else:
+        handler = logging.StreamHandler(target or sys.stderr)
     handler.setFormatter(JsonLines(service))
     log = logging.getLogger("sonder")
     log.handlers[:] = [handler]

@@ -128,7 +128,8 @@ class _OfNode(Collector):
         self._folder = folder
 
     def collect(self) -> Iterator[Metric]:
-        found: Iterable[Metric] = MultiProcessCollector(CollectorRegistry(), path=self._folder).collect()
+        # The package says nothing of this class's types.
+        found: Iterable[Metric] = MultiProcessCollector(CollectorRegistry(), path=self._folder).collect()  # type: ignore[no-untyped-call]
         return (metric for metric in found if metric.name.startswith(PREFIX))
 
 

@@ -12,13 +12,14 @@ Limits: a span tells the type of the error that ended it, not its message, which
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from opentelemetry import context, trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
@@ -117,7 +118,7 @@ def stage(name: str, **attributes: Attribute) -> Iterator[dict[str, Attribute]]:
     """Span a stage and log one line when it ends; put its counts into the yielded dict."""
     counts: dict[str, Attribute] = {}
     started = time.perf_counter()
-    with span(name, **attributes) as current:
+    with span(name, attributes) as current:
         yield counts
         current.set_attributes(counts)
     seconds = time.perf_counter() - started
@@ -128,11 +129,11 @@ def stage(name: str, **attributes: Attribute) -> Iterator[dict[str, Attribute]]:
 @contextmanager
 def span(
     name: str,
+    attributes: Mapping[str, Attribute] | None = None,
     *,
     kind: SpanKind = SpanKind.INTERNAL,
     start_ns: int | None = None,
     links: Sequence[SpanContext] = (),
-    **attributes: Attribute,
 ) -> Iterator[Span]:
     """A span without a log line, current within the block; an error that leaves it is its status."""
     with _process.tracer.start_as_current_span(
@@ -161,7 +162,7 @@ def batch_span(name: str, callers: Sequence[SpanContext | None], **attributes: A
     parent = trace.set_span_in_context(trace.NonRecordingSpan(recorded[0]))
     token = context.attach(parent)
     try:
-        with span(name, links=recorded[1:], **attributes):
+        with span(name, attributes, links=recorded[1:]):
             yield
     finally:
         context.detach(token)
@@ -211,7 +212,7 @@ def worker_span(name: str, headers: Mapping[str, str], **attributes: Attribute) 
         yield
         return
     try:
-        with joined(headers), span(name, **attributes):
+        with joined(headers), span(name, attributes):
             yield
     finally:
         if _process.flush is not None:
@@ -221,7 +222,7 @@ def worker_span(name: str, headers: Mapping[str, str], **attributes: Attribute) 
 def carried(name: str, function: Callable[P, T]) -> Callable[P, T]:
     """The function, each of whose calls, in whatever process, is a span of the trace of this moment.
 
-    Without a trace it is the function itself. What it returns must not be a generator: its span would end at once.
+    A generator's span ends when it is exhausted. Without a trace it is the function itself.
     """
     headers = carrier() if is_tracing() else {}
     if not headers:
@@ -232,4 +233,9 @@ def carried(name: str, function: Callable[P, T]) -> Callable[P, T]:
         with worker_span(name, headers):
             return function(*args, **kwargs)
 
-    return call
+    @wraps(function)
+    def generate(*args: P.args, **kwargs: P.kwargs) -> Any:
+        with worker_span(name, headers):
+            yield from function(*args, **kwargs)  # type: ignore[misc]
+
+    return generate if inspect.isgeneratorfunction(function) else call
