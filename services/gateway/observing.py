@@ -35,9 +35,7 @@ NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}  # FastA
 observation = APIRouter(tags=["operations"])
 
 
-@observation.get(
-    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-)
+@observation.get("/metrics", include_in_schema=False)  # of the operator, no part of the contract
 def read_metrics(request: Request) -> Response:
     """Metrics of this node's gateways and stages, as Prometheus reads them."""
     engine = request.app.state.engine

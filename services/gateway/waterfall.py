@@ -98,14 +98,17 @@ def waterfall(spans: Sequence[SpanLine]) -> Table:
         length = max(1, round((span.end_ns - span.start_ns) * scale))
         colour = "red" if span.is_error else _COLOURS[services.index(span.service) % len(_COLOURS)]
         bar = Text(" " * begin + "█" * min(length, WIDTH - begin), style=colour)
-        told = [
-            f"{name.removeprefix('sonder.')}={value}" for name, value in span.attributes.items() if name not in _HIDDEN
-        ]
+        told = [_told(name, value) for name, value in span.attributes.items() if name not in _HIDDEN]
         told += ["shared with another request"] if is_shared else []
         name = Text("  " * depth + span.name, style="red" if span.is_error else "")
         milliseconds = f"{(span.end_ns - span.start_ns) / 1e6:.2f}"
         shown.add_row(name, span.service.removeprefix("sonder-"), bar, milliseconds, Text(" ".join(told)))
     return shown
+
+
+def _told(name: str, value: object) -> str:
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{name.removeprefix('sonder.').removeprefix('http.response.')}={shown}"
 
 
 @contextmanager
