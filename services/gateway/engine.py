@@ -102,14 +102,16 @@ class Engine:
 
     def profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
         """The stored profile; the declared cold one for a user whom the release does not know."""
-        stored = self._stored(user_id)
-        self._observe_age(stored.computed_at_us)
-        return self._answer(stored, fields, audiences=self._stored_audiences(user_id, fields))
+        stored = self._store.get(user_id)
+        if stored is not None:
+            self._observe_age(stored.computed_at_us)
+        return self._answer(stored or self._cold(user_id), fields, audiences=self._stored_audiences(user_id, fields))
 
     def profiles(self, user_ids: Sequence[str]) -> bytes:
         """Stored profiles in the order asked for."""
         found, audiences = self._store.batch_get(user_ids), self._memberships.stored(user_ids)
-        self._observe_age(min((stored.computed_at_us for stored in found if stored), default=self._clock_us()))
+        if known := [stored.computed_at_us for stored in found if stored is not None]:
+            self._observe_age(min(known))
         answers = [
             self._answer(self._cold(user_id) if stored is None else stored, None, audiences=of_user)
             for user_id, stored, of_user in zip(user_ids, found, audiences, strict=True)
