@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 
 from pipelines.ray_runtime import ensure_ray, worker_errors
+from sonder.core import telemetry
 from sonder.core.storage import Folder, read_manifest
 
 BucketTask = Callable[[int], Mapping[str, Any]]
@@ -26,11 +27,23 @@ BucketTask = Callable[[int], Mapping[str, Any]]
 _held: dict[str, BucketTask] = {}  # the task of this process's newest call; tasks share processes, not calls
 
 
-def _run(batch: pa.Table, *, call: str, make: Callable[..., BucketTask], arguments: Mapping[str, Any]) -> pa.Table:
+def _run(
+    batch: pa.Table,
+    *,
+    call: str,
+    make: Callable[..., BucketTask],
+    arguments: Mapping[str, Any],
+    trace: Mapping[str, str],
+) -> pa.Table:
+    buckets = batch.column("bucket").to_pylist()
+    with telemetry.worker_span(getattr(make, "__name__", "bucket task").strip("_"), trace, bucket=buckets[0]):
+        return _run_here(buckets, call, make, arguments)
+
+
+def _run_here(buckets: list[int], call: str, make: Callable[..., BucketTask], arguments: Mapping[str, Any]) -> pa.Table:
     if call not in _held:
         _held.clear()
         _held[call] = make(**arguments)
-    buckets = batch.column("bucket").to_pylist()
     summaries = [orjson.dumps(_held[call](bucket), option=orjson.OPT_SERIALIZE_NUMPY) for bucket in buckets]
     return pa.table({"bucket": buckets, "summary": pa.array(summaries, pa.binary())})
 
@@ -70,7 +83,12 @@ def _summaries(
             ray.data.from_items([{"bucket": bucket} for bucket in buckets], override_num_blocks=len(buckets))
             .map_batches(
                 _run,
-                fn_kwargs={"call": uuid.uuid4().hex, "make": make, "arguments": dict(arguments)},
+                fn_kwargs={
+                    "call": uuid.uuid4().hex,
+                    "make": make,
+                    "arguments": dict(arguments),
+                    "trace": telemetry.carrier(),
+                },
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.TaskPoolStrategy(size=min(num_workers or num_cpus(), len(buckets))),

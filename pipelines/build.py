@@ -210,11 +210,17 @@ def run_until(config: SonderConfig, last: str) -> dict[str, Any]:
 
 def build(config: SonderConfig) -> str:
     """Build the release of this configuration -> release id; a release that exists is returned at once."""
-    build = open_build(config)
-    if build.workspace.release(build.release_id).is_published():
-        logger.info("release %s exists already: same log, configuration and code", build.release_id)
-        return build.release_id
-    with _only_build(build), telemetry.stage("build", release=build.release_id):
+    with telemetry.stage("build") as counts:
+        build = open_build(config)
+        counts["release"] = build.release_id
+        if build.workspace.release(build.release_id).is_published():
+            logger.info("release %s exists already: same log, configuration and code", build.release_id)
+            return build.release_id
+        return _build_release(build)
+
+
+def _build_release(build: Build) -> str:
+    with _only_build(build):
         if build.workspace.release(build.release_id).is_published():
             return build.release_id  # by the process that held the lock until now
         for name in STEPS:

@@ -51,7 +51,8 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     telemetry.configure("sonder")
     try:
-        with telemetry.joined(os.environ):
+        command = next((word for word in sys.argv[1:2] if word.isidentifier()), "")
+        with telemetry.joined(os.environ), telemetry.span(f"sonder {command}".strip()):
             app()
     except SonderError as error:
         if os.environ.get("SONDER_DEBUG"):
@@ -262,6 +263,7 @@ def serve(
     overrides: SetOption = None,
     host: Annotated[str | None, typer.Option(help="loopback unless told otherwise")] = None,
     port: Annotated[int | None, typer.Option()] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="print where the time of each request goes")] = False,
 ) -> None:
     """Serve the current release over HTTP with Ray Serve, until interrupted."""
     resolved = load(config, overrides or ())
@@ -273,6 +275,7 @@ def serve(
         gateways=resolved.serving.gateways,
         store=resolved.serving.store,
         log_features=resolved.serving.log_features,
+        trace=trace,
     )
 
 

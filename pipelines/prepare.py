@@ -36,7 +36,7 @@ from pipelines.table_formats import is_table_format, read_table
 from sonder.core.config import SonderConfig
 from sonder.core.errors import DataError, TooManyBadRows
 from sonder.core.storage import Folder, publish
-from sonder.core.telemetry import logger, stage
+from sonder.core.telemetry import carried, logger, stage
 from sonder.core.workspace import Workspace
 from sonder.events.catalogue import read_items
 from sonder.events.contract import Col, Reason
@@ -114,7 +114,7 @@ def _make_history(plan: Plan, staging: Folder) -> list[dict[str, Any]]:
             _read(plan, staging)
             .repartition(plan.num_buckets, keys=[BUCKET])
             .map_batches(
-                assemble_part,
+                carried("assemble", assemble_part),
                 fn_kwargs={
                     "staging": staging,
                     "max_events_per_day": None if plan.is_ordinal else plan.events.max_events_per_day,
@@ -147,7 +147,7 @@ def _read(plan: Plan, staging: Folder) -> ray.data.Dataset:
         return read_table(plan.events, plan.inputs[0]["version"], intake)
     rows = [{SPLIT: index} for index in range(len(plan.splits))]
     return ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
-        read_part,
+        carried("read events", read_part),
         fn_kwargs={"splits": tuple(plan.splits), **intake},
         batch_size=None,  # one split a task
         batch_format="pyarrow",

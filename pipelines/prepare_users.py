@@ -22,7 +22,7 @@ from pipelines.ray_runtime import ensure_ray, worker_errors
 from sonder.core.errors import DataError
 from sonder.core.ids import bucket_of
 from sonder.core.storage import Folder
-from sonder.core.telemetry import logger, stage
+from sonder.core.telemetry import carried, logger, stage
 from sonder.events.contract import USER_SCHEMA, Col
 from sonder.events.reading import LogSplit
 from sonder.events.users import UserTable, assemble_users, empty_users, read_users
@@ -73,13 +73,13 @@ def _shuffle(table: UserTable, splits: Sequence[LogSplit], num_buckets: int, sta
                 [{SPLIT: index} for index in range(len(splits))], override_num_blocks=len(splits)
             )
             flat = read.map_batches(
-                read_users_part,
+                carried("read users", read_users_part),
                 fn_kwargs={"splits": tuple(splits), "table": table, "staging": staging, "num_buckets": num_buckets},
                 batch_size=None,  # one split a task
                 batch_format="pyarrow",
             )
             written = flat.repartition(num_buckets, keys=[BUCKET]).map_batches(
-                write_users_part,
+                carried("write users", write_users_part),
                 fn_kwargs={"table": table, "staging": staging},
                 batch_size=None,  # a whole partition: a bucket must not be cut
                 batch_format="pyarrow",

@@ -24,6 +24,7 @@ from ray.train.xgboost import XGBoostTrainer
 from pipelines.ray_runtime import ensure_ray, worker_errors
 from pipelines.score_matrix import RowFiles, bins_of, quantised, set_labels, shared_rows
 from pipelines.score_rows import ModelPlan
+from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
 from sonder.scoring.heads import booster_file, save_booster
@@ -68,6 +69,7 @@ def train_boosters(
     trainer = XGBoostTrainer(
         train_loop_per_worker,
         train_loop_config={
+            "trace": telemetry.carrier(),
             "models": [model.to_dict() for model in open_models],
             "rows": rows.uri,
             "target": target.uri,
@@ -98,9 +100,10 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     loop = _Loop(arguments, rank=rank, world=world)
     models = [ModelPlan.from_dict(model) for model in arguments["models"]]
-    for _, group in groupby(sorted(models, key=shared_rows), key=shared_rows):
-        for name, rounds in loop.train_group(list(group)):
-            ray.train.report({"model": name, "rounds": rounds})
+    with telemetry.worker_span("train scores worker", arguments["trace"], rank=rank, models=len(models)):
+        for _, group in groupby(sorted(models, key=shared_rows), key=shared_rows):
+            for name, rounds in loop.train_group(list(group)):
+                ray.train.report({"model": name, "rounds": rounds})
 
 
 class _Loop:

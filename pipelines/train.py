@@ -78,6 +78,7 @@ def train_encoder(
         trainer = TorchTrainer(
             train_loop_per_worker,
             train_loop_config={
+                "trace": telemetry.carrier(),
                 "config": config.model_dump(mode="json") | {"workspace": workspace},
                 "snapshot": snapshot,
                 "cutoff_us": cutoff_us,
@@ -121,7 +122,8 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
             with checkpoint.as_directory() as directory:
                 run.resume(load_state(Folder.at(directory)))
         reporter = _Reporter(run, limits, arguments)
-        run.fit(limits, on_epoch=reporter, on_pause=reporter.pause)
+        with telemetry.worker_span("train worker", arguments["trace"], rank=run.peers.rank):
+            run.fit(limits, on_epoch=reporter, on_pause=reporter.pause)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
+from ray.serve.schema import LoggingConfig
 
 from services.embedding.deployment import Embedding
 from services.gateway.deployment import Gateway, Refresh
@@ -31,6 +32,9 @@ STAGE_OPTIONS: dict[str, Any] = {
     "health_check_timeout_s": 10,
     "graceful_shutdown_timeout_s": 10,
     "ray_actor_options": {"num_cpus": 0.25},
+    "logging_config": LoggingConfig(
+        encoding="JSON", enable_access_log=False
+    ),  # Serve's lines would hold paths: user ids
 }
 STAGES = {"embedding": Embedding, "segmentation": Segmentation, "scoring": Scoring, "retrieval": Retrieval}
 # One process writes a store: a second one would only wait for its lock.

@@ -16,6 +16,7 @@ from services.gateway.opening import describe, open_engine, open_packer
 from services.gateway.recent import RecentEvents
 from services.gateway.refresh import Refresher
 from services.gateway.stages import HandleStages
+from services.observed import start_observing
 from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
 from sonder.profiles.online_log import OnlineLog
@@ -39,12 +40,15 @@ class Gateway:
         refresh: Any,
         store: str | None = None,
     ) -> None:
+        start_observing("gateway")
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
         stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval)
         self._engine = open_engine(Release.open(Workspace.at(workspace), release), stages, store_url=store)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._engine)
+        app = create_app(self._engine)
+        app.state.adds_request_id = False  # Serve does, on every answer
+        return app
 
     def check_health(self) -> None:
         """One read of the store: where it fails, Serve replaces the replica.
@@ -62,6 +66,7 @@ class Refresh:
     def __init__(
         self, workspace: str, release: str, embedding: Any, segmentation: Any, scoring: Any, store: str | None = None
     ) -> None:
+        start_observing("refresh")
         stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
         opened = Release.open(Workspace.at(workspace), release)
         profiles = opened.open_store(store, writable=True)

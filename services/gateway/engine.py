@@ -26,6 +26,7 @@ from services.gateway.reasons import explain_interest, explain_score
 from services.gateway.recent import Current, RecentEvents
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
 from services.warming import sample_batch
+from sonder.core import metrics
 from sonder.core.errors import InvalidRequest, StageUnavailable
 from sonder.events.online import OnlineEvent, read_events
 from sonder.profiles.attributes import FACTS
@@ -101,20 +102,36 @@ class Engine:
         )
         self._recent = RecentEvents(store, log, packer, release.cold, release_as_of_us=release.as_of_us)
         self._log = log
-        self._fresh = MicroBatcher(self._compute_fresh, max_batch=128, max_running=1)
-        self._explained = MicroBatcher(self._compute_explained, max_batch=8)  # milliseconds a user
-        self._accepting = MicroBatcher(self._append, max_batch=64, max_running=1)
+        self._fresh = MicroBatcher(self._compute_fresh, name="fresh", max_batch=128, max_running=1)
+        self._explained = MicroBatcher(self._compute_explained, name="explained", max_batch=8)  # milliseconds a user
+        self._accepting = MicroBatcher(self._append, name="events", max_batch=64, max_running=1)
         self._finding = Finding(stages, budget_s=budget_s)
+
+    @property
+    def release_id(self) -> str:
+        return self._release.id
+
+    def store_bytes(self) -> int | None:
+        """Size of the store on this node; None where it lies elsewhere."""
+        measure = getattr(self._store, "size_bytes", None)
+        return None if measure is None else int(measure())
 
     # -- stored reads ---------------------------------------------------------------------------------------------
 
     def profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
         """The stored profile; the declared cold one for a user whom the release does not know."""
-        return self._answer(self._stored(user_id), fields, audiences=self._stored_audiences(user_id, fields))
+        stored = self._store.get(user_id)
+        if stored is not None:
+            self._observe_age(stored.computed_at_us)
+        return self._answer(
+            stored or self._release.cold(user_id), fields, audiences=self._stored_audiences(user_id, fields)
+        )
 
     def profiles(self, user_ids: Sequence[str]) -> bytes:
         """Stored profiles in the order asked for."""
         found, audiences = self._store.batch_get(user_ids), self._memberships.stored(user_ids)
+        if known := [stored.computed_at_us for stored in found if stored is not None]:
+            self._observe_age(min(known))
         answers = [
             self._answer(self._release.cold(user_id) if stored is None else stored, None, audiences=of_user)
             for user_id, stored, of_user in zip(user_ids, found, audiences, strict=True)
@@ -194,6 +211,7 @@ class Engine:
         except StageUnavailable as error:
             missing = {"stage": "gateway", "reason": error.found, "instead": "the stored profile"}
             return self._answer(current.profile, fields, (missing,), audiences=self._stored_audiences(user_id, fields))
+        self._observe_age(fresh.computed_at_us)
         computed = StoredProfile(fresh.computed_at_us, fresh.body, fresh.embedding, b"")
         audiences = None
         if _asks_audiences(fields):
@@ -338,6 +356,8 @@ class Engine:
             body = b'{"audiences":%b,%b' % (audiences.to_json(), body[1:])
             degraded = (*degraded, *audiences.degraded)
         if degraded:
+            for missing in degraded:
+                metrics.DEGRADED.labels(missing["stage"]).inc()
             body = b'{"degraded":%b,%b' % (orjson.dumps(list(degraded)), body[1:])
         return splice(body, release=self._release.id, computed_at_us=stored.computed_at_us, now_us=self._clock_us())
 
@@ -347,6 +367,9 @@ class Engine:
         """The envelope of a profile around something that is not part of it."""
         envelope = self._answer(stored, (), degraded)
         return b"%b,%b" % (envelope[:-1], orjson.dumps(content)[1:])
+
+    def _observe_age(self, computed_at_us: int) -> None:
+        metrics.AGE_AT_READ_SECONDS.observe(max(0, self._clock_us() - computed_at_us) / 1e6)
 
     def _popular(self, timeline: bytes, k: int) -> list[FoundItem]:
         seen = set(unpack_timelines(["user"], [timeline]).items.tolist())

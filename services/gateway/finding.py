@@ -28,9 +28,9 @@ class Finding:
 
     def __init__(self, stages: Stages, *, budget_s: float) -> None:
         self._stages, self._budget_s = stages, budget_s
-        self._nearest = MicroBatcher(self._find_items)
-        self._several = MicroBatcher(self._find_items_several)
-        self._similar = MicroBatcher(self._find_users)
+        self._nearest = MicroBatcher(self._find_items, name="find items")
+        self._several = MicroBatcher(self._find_items_several, name="find items of interests")
+        self._similar = MicroBatcher(self._find_users, name="find users")
 
     async def items(self, query: Query) -> list[FoundItem]:
         """Nearest k items; with interests, of these and the vector in turns."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.gateway.stages import HistoryBatch, Stages
+from sonder.core import telemetry
 from sonder.core.errors import StageUnavailable
 from sonder.profiles.assembling import StageOutputs, assemble_profiles
 from sonder.profiles.packing import EVENT_BYTES, unpack_timelines
@@ -106,7 +107,8 @@ class FreshPath:
         stored = dict(batch)  # a user asked for twice at the same moment is computed once
         histories = HistoryBatch(list(stored), [profile.timeline for profile in stored.values()], as_of_us)
         composed = await self._compose(histories, deadline, with_drivers)
-        fresh = await asyncio.to_thread(self._assemble, stored, histories, composed, now_us)
+        with telemetry.span("assemble", {"users": len(stored)}):
+            fresh = await asyncio.to_thread(self._assemble, stored, histories, composed, now_us)
         return [fresh[user_id] for user_id, _ in batch]
 
     async def _compose(self, histories: HistoryBatch, deadline: float, with_drivers: bool) -> _Composed:

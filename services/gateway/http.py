@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sonder
-from services.gateway import problems, schemas
+from services.gateway import observing, problems, schemas
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
 from services.gateway.schemas import PathUserId
 from sonder.core.errors import NotReady
@@ -70,14 +70,17 @@ def create_app(engine: Engine | None) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
         generate_unique_id_function=_operation_id,
+        telemetry=observing.NO_TELEMETRY,
     )
     app.state.engine = engine
     app.include_router(events)
     app.include_router(users)
     app.include_router(audiences)
     app.include_router(operations)
+    app.include_router(observing.observation)
     problems.install(app)
     app.add_middleware(EncodedPath)
+    observing.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

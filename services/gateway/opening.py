@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.engine import Engine, ReleaseInfo
 from services.gateway.memberships import AudienceMemberships
+from services.gateway.observing import observed_store
 from services.gateway.stages import FoundItem, Stages
 from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
@@ -31,9 +32,10 @@ def open_engine(
     """
     store = store or release.open_store(store_url)
     num_profiles = store.metadata().num_profiles
+    info = describe(release, num_profiles=num_profiles)
     return Engine(
-        describe(release, num_profiles=num_profiles),
-        store,
+        info,
+        observed_store(store, info.id),
         stages,
         AudiencePreviews(release, num_profiles=num_profiles),
         AudienceMemberships(release),

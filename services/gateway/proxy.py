@@ -2,7 +2,8 @@
 
 Ray Serve binds HAProxy's front end where it is told, but writes `bind *:8404` (statistics, with an administrator's
 page) and `bind :9101` (metrics) into the configuration, whatever the host, and no setting leaves them out
-(docs/decisions/0003). The binary can be replaced: ours is a script that narrows those two lines, then becomes HAProxy.
+(docs/decisions/0003). The binary can be replaced: ours is a script that narrows those two lines, adds one that tells
+the gateway when HAProxy took a request (where its span starts), then becomes HAProxy.
 Limits: the settings act on the node that Ray is started on; a cluster of many nodes sets them in its image, behind a
 network policy.
 """
@@ -19,16 +20,21 @@ LOOPBACK = "127.0.0.1"
 MAX_FOLDER_LENGTH = 38  # HAProxy takes socket paths of 97 characters; Ray's longest, with its session, are 68 more
 
 _WRAPPER = """#!/bin/sh
-# Narrow the listeners for operators to loopback, then become HAProxy under the same process id and arguments.
+# Narrow the listeners for operators to loopback and let the gateway know when a request came; then become HAProxy
+# under the same process id and arguments.
 previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
     sed -i -E 's/^([[:space:]]*bind[[:space:]]+)[*]?:({ports})$/\\1127.0.0.1:\\2/' "$argument"
+    sed -i -E '/^frontend http_frontend/,/^[[:space:]]*bind/ s/^([[:space:]]*)bind .*$/&\\n\\1{started}/' "$argument"
   fi
   previous="$argument"
 done
 exec "{binary}" "$@"
 """
+
+
+_STARTED = "http-request set-header x-request-start t=%[date(0,us)]"  # services/gateway/observing.py reads it
 
 
 def proxy_environment(folder: Path) -> dict[str, str]:
@@ -38,7 +44,10 @@ def proxy_environment(folder: Path) -> dict[str, str]:
     statistics, metrics, fallback = free_ports(3)  # fixed ones would clash with the next application on this machine
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "haproxy"
-    script.write_text(_WRAPPER.format(binary=get_haproxy_binary(), ports=f"{statistics}|{metrics}"), encoding="utf-8")
+    script.write_text(
+        _WRAPPER.format(binary=get_haproxy_binary(), ports=f"{statistics}|{metrics}", started=_STARTED),
+        encoding="utf-8",
+    )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.recent import RecentEvents
+from sonder.core import metrics
 from sonder.profiles.store import Progress, StoredProfile
 
 logger = logging.getLogger("sonder")
@@ -71,6 +72,9 @@ class Refresher:
         reached = Progress(rows[-1][0], as_of_us)
         await asyncio.to_thread(self._store.put_refreshed, refreshed, reached)
         self._tries = 0
+        now_us = self._clock_us()
+        for event in events:
+            metrics.observe_refresh_lag((now_us - event.accepted_us) / 1e6)
         return len(rows)
 
     async def _computed(self, merged: dict[str, StoredProfile], as_of_us: int) -> list[tuple[str, StoredProfile]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -15,7 +16,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from opentelemetry.trace import SpanKind
 
+from services.observed import caller
+from sonder.core import metrics, telemetry
 from sonder.core.errors import StageUnavailable
 
 logger = logging.getLogger("sonder")
@@ -105,26 +109,27 @@ class HandleStages:
         self._scoring, self._retrieval = scoring, retrieval
 
     async def embed(self, batch: HistoryBatch, *, deadline: float) -> NDArray[np.float32]:
-        call = self._embedding.embed.remote(batch.user_ids, batch.timelines, batch.as_of_us)
-        vectors: NDArray[np.float32] = await _within(call, "embedding", deadline)
+        vectors: NDArray[np.float32] = await _ask(
+            self._embedding.embed, "embedding", deadline, batch.user_ids, batch.timelines, batch.as_of_us
+        )
         return vectors
 
     async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table, pa.Table]:
-        call = self._segmentation.segment.remote(batch.user_ids, batch.timelines, batch.as_of_us)
-        tables: tuple[pa.Table, pa.Table, pa.Table] = await _within(call, "segmentation", deadline)
+        tables: tuple[pa.Table, pa.Table, pa.Table] = await _ask(
+            self._segmentation.segment, "segmentation", deadline, batch.user_ids, batch.timelines, batch.as_of_us
+        )
         return tables
 
     async def score(
         self, batch: HistoryBatch, vectors: NDArray[np.float32], *, with_drivers: bool, deadline: float
     ) -> pa.Table:
-        call = self._scoring.score.remote(batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers)
-        return await _within(call, "scoring", deadline)
+        asked = (batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers)
+        return await _ask(self._scoring.score, "scoring", deadline, *asked)
 
     async def recommend(
         self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, *, deadline: float
     ) -> list[list[FoundItem]]:
-        call = self._retrieval.recommend.remote(vectors, list(seen), k)
-        rows = await _within(call, "retrieval", deadline)
+        rows = await _ask(self._retrieval.recommend, "retrieval", deadline, vectors, list(seen), k)
         return [[FoundItem(*item) for item in row] for row in rows]
 
     async def recommend_several(
@@ -136,27 +141,40 @@ class HandleStages:
         *,
         deadline: float,
     ) -> list[list[FoundItem]]:
-        call = self._retrieval.recommend_several.remote(vectors, list(interests), list(seen), k)
-        rows = await _within(call, "retrieval", deadline)
+        rows = await _ask(
+            self._retrieval.recommend_several, "retrieval", deadline, vectors, list(interests), list(seen), k
+        )
         return [[FoundItem(*item) for item in row] for row in rows]
 
     async def similar(
         self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
     ) -> list[list[FoundUser]]:
-        call = self._retrieval.similar.remote(list(user_ids), vectors, k)
-        rows = await _within(call, "retrieval", deadline)
+        rows = await _ask(self._retrieval.similar, "retrieval", deadline, list(user_ids), vectors, k)
         return [[FoundUser(*user) for user in row] for row in rows]
 
     async def lookalike(
         self, seed_ids: Sequence[str], size: int, exclude_ids: Sequence[str], *, deadline: float
     ) -> FoundAudience:
-        call = self._retrieval.lookalike.remote(list(seed_ids), size, list(exclude_ids))
-        found = await _within(call, "retrieval", deadline)
+        found = await _ask(self._retrieval.lookalike, "retrieval", deadline, list(seed_ids), size, list(exclude_ids))
         users = found["audience"]
         audience = None if users is None else [FoundUser(*user) for user in users]
         return FoundAudience(
             found["seeds"], found["ranked_users"], found["other_users"], found["held_out_auc"], audience
         )
+
+
+async def _ask(method: Any, stage: str, deadline: float, *arguments: Any) -> Any:
+    """Call a handle's method for whoever asks, and tell how long its answer took."""
+    started, outcome = time.perf_counter(), "failed"
+    try:
+        with telemetry.span(f"stage {stage}", {"users": len(arguments[0])}, kind=SpanKind.CLIENT):
+            # Nobody's call has no `caller`, so a method that knows of none can be called too.
+            asks_for = {"caller": found} if (found := caller()) else {}
+            answer = await _within(method.remote(*arguments, **asks_for), stage, deadline)
+        outcome = "answered"
+        return answer
+    finally:
+        metrics.STAGE_SECONDS.labels(stage, outcome).observe(time.perf_counter() - started)
 
 
 async def _within(call: Awaitable[T], stage: str, deadline: float) -> T:

@@ -13,14 +13,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
 
 from services.gateway.proxy import LOOPBACK, MAX_FOLDER_LENGTH, is_free, proxy_environment
-from sonder.core import telemetry
+from services.gateway.waterfall import printed
+from sonder.core import metrics, telemetry
 from sonder.core.errors import ConfigurationError, NotReady
 from sonder.core.loopback import LOOPBACK_ENVIRONMENT
 from sonder.core.workspace import Workspace
@@ -37,14 +38,21 @@ def serve_forever(
     gateways: int = 1,
     store: str | None = None,
     log_features: float = 0.0,
+    trace: bool = False,
 ) -> None:
-    """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way."""
+    """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way.
+
+    `trace`: the waterfall of each request is printed.
+    """
     telemetry.configure("sonder-serve")
     release = release or served_release(Workspace.at(workspace))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, _exit)  # what was started until then is ended too
     options = {"store": store, "gateways": gateways, "log_features": log_features}
-    with started(workspace, host=host, port=port, release=release, **options) as url:
+    with (
+        _traced() if trace else nullcontext(),
+        started(workspace, host=host, port=port, release=release, **options) as url,
+    ):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         print(greeting(url, release), flush=True)
@@ -53,6 +61,21 @@ def serve_forever(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _exit)
         print("Stopping: requests under way are finished first.", flush=True)
+
+
+@contextmanager
+def _traced() -> Iterator[None]:
+    """Processes that start within the block write their spans to a folder, which this one reads and prints."""
+    if _is_connected() or os.environ.get("RAY_ADDRESS"):
+        raise ConfigurationError(
+            "A Ray that runs already does not write its spans for this command",
+            expected="--trace with a Ray of its own",
+            do="Unset RAY_ADDRESS, or set OTEL_EXPORTER_OTLP_ENDPOINT for the cluster.",
+        )
+    with tempfile.TemporaryDirectory(prefix="sonder-spans-", ignore_cleanup_errors=True) as folder:
+        os.environ[telemetry.TRACE_FOLDER] = folder
+        with printed(Path(folder)):
+            yield
 
 
 @contextmanager
@@ -105,7 +128,9 @@ def greeting(url: str, release: str) -> str:
 @contextmanager
 def _local_ray(folder: Path) -> Iterator[None]:
     """A Ray of this process, on loopback, that ends with the block."""
-    os.environ.update({**LOOPBACK_ENVIRONMENT, **proxy_environment(folder)})
+    measured = folder / "metrics"  # of all processes of this node (sonder.core.metrics)
+    measured.mkdir(exist_ok=True)
+    os.environ.update({**LOOPBACK_ENVIRONMENT, **proxy_environment(folder), metrics.FOLDER: str(measured)})
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from services.observed import observed, start_observing
 from services.warming import sample_batch
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
@@ -40,6 +41,7 @@ class Retrieval:
     """Holds the item and user vectors of one release."""
 
     def __init__(self, workspace: str, release: str) -> None:
+        start_observing("retrieval")
         opened = Release.open(Workspace.at(workspace), release)
         encoder = load_encoder(opened.encoder).with_popularity(load_popularity(opened.items))
         self._items_ID, self._bias_I = encoder.item_vectors, encoder.item_bias
@@ -54,10 +56,12 @@ class Retrieval:
         self._recommend(vectors_BD, timelines, k=10)
         self._similar(user_ids, vectors_BD, k=10)
 
+    @observed("retrieval recommend")
     async def recommend(self, vectors_BD: NDArray[np.float32], seen: list[bytes], k: int) -> list[list[FoundItem]]:
         """Nearest k items of each user, without the items of its packed timeline in `seen`."""
         return await asyncio.to_thread(self._recommend, vectors_BD, seen, k)
 
+    @observed("retrieval recommend several")
     async def recommend_several(
         self, vectors_BD: NDArray[np.float32], interests: list[list[Interest]], seen: list[bytes], k: int
     ) -> list[list[FoundItem]]:
@@ -67,10 +71,12 @@ class Retrieval:
         """
         return await asyncio.to_thread(self._recommend_several, vectors_BD, interests, seen, k)
 
+    @observed("retrieval similar")
     async def similar(self, user_ids: list[str], vectors_BD: NDArray[np.float32], k: int) -> list[list[FoundUser]]:
         """Nearest k other users of each user."""
         return await asyncio.to_thread(self._similar, user_ids, vectors_BD, k)
 
+    @observed("retrieval lookalike")
     async def lookalike(self, seed_ids: list[str], size: int, exclude_ids: list[str]) -> dict[str, Any]:
         """The `size` users most like the seeds, who are neither among them nor excluded, and what became of the seeds.
 

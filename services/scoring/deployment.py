@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from services.observed import observed, start_observing
 from services.warming import sample_batch
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
@@ -27,6 +28,7 @@ class Scoring:
     """Holds the score heads of one release and all that their features need."""
 
     def __init__(self, workspace: str, release: str, log_features: float = 0.0) -> None:
+        start_observing("scoring")
         opened = Release.open(Workspace.at(workspace), release)
         sensitive = opened.manifest.config.get("scoring", {}).get("sensitive_categories", ())
         vocabulary, encoder = Vocabulary.load(opened.items), load_encoder(opened.encoder)
@@ -39,6 +41,7 @@ class Scoring:
         if log_features:
             self._share, self._log = log_features, FeatureLog(opened.workspace.feature_log(release))
 
+    @observed("scoring")
     async def score(
         self,
         user_ids: list[str],

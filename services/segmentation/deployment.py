@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from services.observed import observed, start_observing
 from services.warming import sample_batch
 from sonder.core.config import InterestsConfig
 from sonder.core.workspace import Workspace
@@ -21,6 +22,7 @@ class Segmentation:
     """Holds the segmenter of one release."""
 
     def __init__(self, workspace: str, release: str) -> None:
+        start_observing("segmentation")
         opened = Release.open(Workspace.at(workspace), release)
         vocabulary = Vocabulary.load(opened.items)
         taxonomy, affinity = load_affinity(opened.affinities, vocabulary)
@@ -35,6 +37,7 @@ class Segmentation:
         )
         self._segment(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
 
+    @observed("segmentation")
     async def segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> SegmentedTables:
         """Interests (INTEREST_SCHEMA), lifecycle (LIFECYCLE_SCHEMA), affinities (AFFINITY_SCHEMA) of B users."""
         return await asyncio.to_thread(self._segment, user_ids, timelines, as_of_us)

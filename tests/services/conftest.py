@@ -277,15 +277,15 @@ class LocalHandle:
         self.calls: list[tuple[str, int]] = []  # method, users of the micro-batch
 
     def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: self._call(method, arguments))
+        return SimpleNamespace(remote=lambda *arguments, **asked: self._call(method, arguments, asked))
 
-    async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    async def _call(self, method: str, arguments: tuple[Any, ...], asked: dict[str, Any]) -> Any:
         self.calls.append((method, len(arguments[0])))
         if method in self.hangs:
             await asyncio.sleep(60)
         if method in self.fails:
             raise self.fails[method]
-        return await getattr(self.deployment, method)(*arguments)
+        return await getattr(self.deployment, method)(*arguments, **asked)
 
 
 @dataclass

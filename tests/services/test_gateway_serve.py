@@ -74,6 +74,14 @@ def test_every_answer_is_the_one_that_the_same_code_gives_without_serve(url: str
             assert settled(http.get(path).raise_for_status().json()) == settled(served.get(path)), path
 
 
+def test_behind_serve_an_answer_has_one_request_id_and_metrics_are_read(url: str) -> None:
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        answer = http.get("/v1/users/user-1", headers={"x-request-id": "mine-1"})
+        assert answer.headers.get_list("x-request-id") == ["mine-1"]
+        measured = http.get("/metrics").raise_for_status().text
+    assert 'sonder_request_seconds_count{method="GET",route="/v1/users/{user_id}",status="200"}' in measured
+
+
 def test_a_fresh_profile_composed_by_the_deployments_equals_the_stored_one(url: str) -> None:
     with Client(url) as sonder:
         for user_id in ("user-1", "user-7", "nobody"):

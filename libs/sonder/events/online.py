@@ -39,6 +39,7 @@ class OnlineEvent(NamedTuple):
     surface: str | None = None
     value: float | None = None
     request_id: str | None = None
+    accepted_us: int = 0
 
     def to_bytes(self) -> bytes:
         return orjson.dumps(list(self))
@@ -101,6 +102,7 @@ def _event(row: Any, now_us: int) -> OnlineEvent:
         texts[Col.SURFACE],
         value,
         texts[Col.REQUEST_ID],
+        now_us,
     )
 
 

@@ -21,7 +21,7 @@ def read(row: Any) -> tuple[list[OnlineEvent], list[str]]:
 
 def test_what_is_absent_is_now_and_unknown() -> None:
     (event,), rejected = read(ROW)
-    assert event[1:] == ("u", "i", "buy", NOW_US, None, None, None)
+    assert event[1:] == ("u", "i", "buy", NOW_US, None, None, None, NOW_US)
     assert rejected == []
 
 
