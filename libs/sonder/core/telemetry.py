@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class _Listening:
     def __init__(self) -> None:
         self.tracer = trace.get_tracer("sonder")
         self.flush: Callable[[int], object] | None = None  # None: nobody
+        self.flushing: threading.Thread | None = None
+        self.is_slow = False  # the collector, once
 
 
 _process = _Listening()
@@ -215,8 +218,19 @@ def worker_span(name: str, headers: Mapping[str, str], **attributes: Attribute) 
         with joined(headers), span(name, attributes):
             yield
     finally:
-        if _process.flush is not None:
-            _process.flush(FLUSH_MS)
+        _flush_soon()
+
+
+def _flush_soon() -> None:
+    """Wait for what was recorded to be gone; for a collector that once took too long nobody waits again."""
+    if _process.flush is None or (_process.flushing is not None and _process.flushing.is_alive()):
+        return
+    # In a thread: the exporter's retries do not heed the time that a flush is given.
+    _process.flushing = threading.Thread(target=_process.flush, args=(FLUSH_MS,), daemon=True)
+    _process.flushing.start()
+    if not _process.is_slow:
+        _process.flushing.join(FLUSH_MS / 1000)
+        _process.is_slow = _process.flushing.is_alive()
 
 
 def carried(name: str, function: Callable[P, T]) -> Callable[P, T]:

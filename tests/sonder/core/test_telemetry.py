@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import gzip
 import logging
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -118,3 +124,66 @@ def test_the_standard_variables_say_whether_spans_are_recorded(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert telemetry.is_asked_for() is asked
+
+
+WORK = """
+import os, time
+from sonder.core import telemetry
+telemetry.configure("sonder-test")
+started = time.monotonic()
+for _ in range(3):
+    with telemetry.worker_span("task", {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}):
+        pass
+print(time.monotonic() - started)
+"""
+
+
+def work(endpoint: str, **variables: str) -> float:
+    """Run WORK in a process of its own -> seconds that its three tasks took."""
+    environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return float(done.stdout)
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """An endpoint that takes spans by OTLP over HTTP, and the bodies that it got."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            bodies.append(gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+        server.shutdown()
+
+
+def test_spans_of_a_worker_are_with_the_collector_when_its_task_ends(collector: tuple[str, list[bytes]]) -> None:
+    endpoint, bodies = collector
+    work(endpoint)
+    received = b"".join(bodies)
+    assert received.count(bytes.fromhex("0af7651916cd43dd8448eb211c80319c")) == 3
+    assert b"sonder-test" in received
+
+
+def test_a_ratio_of_nothing_keeps_nothing_of_our_own_and_all_that_the_caller_sampled(
+    collector: tuple[str, list[bytes]],
+) -> None:
+    endpoint, bodies = collector
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}
+    work(endpoint, **sampler)
+    assert b"task" in b"".join(bodies)
+
+
+def test_a_collector_that_is_away_does_not_stop_the_work() -> None:
+    # Waited for once, not with every task; retries at the end of the process are the exporter's, here cut short.
+    assert work("http://127.0.0.1:9", OTEL_EXPORTER_OTLP_TIMEOUT="3") < 1.5 * telemetry.FLUSH_MS / 1000
