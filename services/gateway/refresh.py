@@ -62,6 +62,7 @@ class Refresher:
         progress = await asyncio.to_thread(self._store.progress)
         rows = await asyncio.to_thread(self._log.after, progress.sequence, MAX_EVENTS)
         rows = rows[: _first_users(rows)]
+        metrics.set_dirty_users(len({event.user_id for _, event in rows}))
         if not rows:
             return 0
         events = self._recent.applicable(event for _, event in rows)
