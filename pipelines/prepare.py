@@ -93,7 +93,7 @@ def prepare(config: SonderConfig) -> str:
         totals = _add_up(staging, buckets)
         counts.update({name: value for name, value in totals.counts().items() if isinstance(value, int)})
     _refuse_bad_log(plan, totals, config.events.max_bad_fraction, staging, workspace)
-    user_table = make_user_table(plan.users, plan.num_buckets, staging) if plan.users else None
+    user_table = make_user_table(plan.users, plan.num_buckets, staging, plan.erased) if plan.users else None
     with stage("prepare.items") as counts:
         _make_items(config, plan, totals, staging)
         counts["items"] = totals.items
@@ -142,6 +142,7 @@ def _read(plan: Plan, staging: Folder) -> ray.data.Dataset:
         "staging": staging,
         "num_buckets": plan.num_buckets,
         "absent": plan.absent,
+        "erased": plan.erased,
     }
     if is_table_format(plan.events):
         return read_table(plan.events, plan.inputs[0]["version"], intake)

@@ -8,7 +8,10 @@ from typing import Any
 
 from pipelines.table_formats import describe_table, is_table_format, resolve_table
 from sonder.core.config import EventsConfig, SonderConfig
+from sonder.core.ids import digest_json
+from sonder.core.workspace import Workspace
 from sonder.events.contract import Col
+from sonder.events.erasure import read_erasures
 from sonder.events.files import compression_of
 from sonder.events.reading import LogSplit, plan_splits, resolve
 from sonder.events.users import UserTable, resolve_users
@@ -31,6 +34,7 @@ class Plan:
     splits: list[LogSplit]  # none for a table format
     users: UserTable | None
     num_buckets: int
+    erased: dict[int, int]  # tombstones: what these users did is not read
 
     @property
     def is_ordinal(self) -> bool:
@@ -62,6 +66,9 @@ def make_plan(config: SonderConfig) -> Plan:
     user_splits = users.splits() if users else []
     rows = max(_num_rows(splits, inputs[0].get("rows")), _num_rows(user_splits, None))
     inputs += describe_table_files(config.users)
+    erased = read_erasures(Workspace.at(config.workspace).erasures)
+    if erased:  # a snapshot is of a log without them, another one after each erasure
+        inputs.append({"path": "erasures", "users": len(erased), "digest": digest_json(sorted(erased.items()))})
     digest = prepare_digest(events, config.items, config.prepare, users.config if users else None)
     return Plan(
         snapshot=snapshot_id(digest, inputs),
@@ -70,6 +77,7 @@ def make_plan(config: SonderConfig) -> Plan:
         events=events,
         splits=splits,
         users=users,
+        erased=erased,
         num_buckets=config.prepare.num_buckets or derive_num_buckets(splits, rows),
     )
 

@@ -23,6 +23,7 @@ from sonder.core.config import EventsConfig
 from sonder.core.ids import bucket_of, digest_bytes, stable_hash
 from sonder.core.storage import Folder
 from sonder.events.contract import EVENT_SCHEMA, QUARANTINE_SCHEMA, Col
+from sonder.events.erasure import Erased, without_erased
 from sonder.events.mapping import Batch, map_batch
 from sonder.events.quarantine import rows_as_json
 from sonder.events.reading import LogSplit, read_split
@@ -62,10 +63,11 @@ def read_part(
     staging: Folder,
     num_buckets: int,
     absent: Sequence[str],
+    erased: Erased,
 ) -> Iterator[pa.Table]:
     """Read the splits at these rows -> their events with the bucket of each; the rest goes to the quarantine."""
     for index in rows.column(SPLIT).to_pylist():
-        intake = Intake(staging, f"{index:06d}", num_buckets, absent)
+        intake = Intake(staging, f"{index:06d}", num_buckets, absent, erased, is_ordinal=config.timestamp == "ordinal")
         for batch in read_split(splits[index], config):
             yield intake.take(batch)
         yield intake.finish()
@@ -80,6 +82,7 @@ def read_block(
     staging: Folder,
     num_buckets: int,
     absent: Sequence[str],
+    erased: Erased,
 ) -> Iterator[pa.Table]:
     """The same for a block of a table that Ray Data reads. A table has no order, so ties are broken by content."""
     log_order = (stable_hash(pl.Series(rows_as_json(raw)), TABLE_ORDER_KEY) >> np.uint64(1)).astype(np.int64)
@@ -87,7 +90,7 @@ def read_block(
     ordered = Batch(_with_order(batch.events, log_order), _with_order(batch.quarantined, log_order))
     task = TaskContext.get_current()
     name = f"{task.task_idx if task else 0:06d}-{digest_bytes(log_order.tobytes())}"
-    intake = Intake(staging, name, num_buckets, absent)
+    intake = Intake(staging, name, num_buckets, absent, erased, is_ordinal=config.timestamp == "ordinal")
     yield intake.take(ordered)
     yield intake.finish()
 
@@ -95,19 +98,31 @@ def read_block(
 class Intake:
     """Counts what is read under one name, keeps what is set aside, and passes events on with their bucket."""
 
-    def __init__(self, staging: Folder, name: str, num_buckets: int, absent: Sequence[str]) -> None:
+    def __init__(
+        self,
+        staging: Folder,
+        name: str,
+        num_buckets: int,
+        absent: Sequence[str],
+        erased: Erased,
+        *,
+        is_ordinal: bool,
+    ) -> None:
         self.staging, self.name, self.num_buckets, self.absent = staging, name, num_buckets, absent
+        self.erased, self.is_ordinal = erased, is_ordinal
         self.num_events, self.num_files = 0, 0
         self.by_reason = Counter[str]()
         self.set_aside: list[pa.Table] = []
 
     def take(self, batch: Batch) -> pa.Table:
-        self.num_events += batch.events.num_rows
+        """What an erased user did is as if it had never been in the log: not counted, not set aside."""
+        events = without_erased(batch.events, self.erased, is_ordinal=self.is_ordinal)
+        self.num_events += events.num_rows
         self.by_reason.update(count_reasons(batch.quarantined))
         self.set_aside.append(batch.quarantined)
         if sum(table.num_rows for table in self.set_aside) >= QUARANTINE_ROWS_PER_FILE:
             self._write_quarantine()
-        return _shuffled_form(batch.events, self.num_buckets, self.absent)
+        return _shuffled_form(events, self.num_buckets, self.absent)
 
     def finish(self) -> pa.Table:
         """Write what is left and the counts; the empty table tells Ray the columns of a part without events."""

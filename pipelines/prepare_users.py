@@ -24,6 +24,7 @@ from sonder.core.ids import bucket_of
 from sonder.core.storage import Folder
 from sonder.core.telemetry import carried, logger, stage
 from sonder.events.contract import USER_SCHEMA, Col
+from sonder.events.erasure import Erased, is_erased
 from sonder.events.reading import LogSplit
 from sonder.events.users import UserTable, assemble_users, empty_users, read_users
 from sonder.history.snapshot import read_bucket, users_file
@@ -40,10 +41,10 @@ BUCKET_COUNTS = pa.schema(
 )
 
 
-def make_user_table(table: UserTable, num_buckets: int, staging: Folder) -> dict[str, Any]:
+def make_user_table(table: UserTable, num_buckets: int, staging: Folder, erased: Erased) -> dict[str, Any]:
     """Write the table beside the staged history -> what the manifest says of it: counts, and the bucket files."""
     with stage("prepare.users") as counts:
-        buckets = _shuffle(table, table.splits(), num_buckets, staging)
+        buckets = _shuffle(table, table.splits(), num_buckets, staging, erased)
         totals = _read_counts(staging)
         for name in ("users", "repeated", "users_with_events"):
             totals[name] = sum(int(bucket[name]) for bucket in buckets)
@@ -62,7 +63,9 @@ def make_user_table(table: UserTable, num_buckets: int, staging: Folder) -> dict
     }
 
 
-def _shuffle(table: UserTable, splits: Sequence[LogSplit], num_buckets: int, staging: Folder) -> list[dict[str, Any]]:
+def _shuffle(
+    table: UserTable, splits: Sequence[LogSplit], num_buckets: int, staging: Folder, erased: Erased
+) -> list[dict[str, Any]]:
     """Run the Ray Data pipeline -> one row of counts per bucket, in order."""
     rows: list[dict[str, Any]] = []
     if splits:
@@ -74,7 +77,13 @@ def _shuffle(table: UserTable, splits: Sequence[LogSplit], num_buckets: int, sta
             )
             flat = read.map_batches(
                 carried("read users", read_users_part),
-                fn_kwargs={"splits": tuple(splits), "table": table, "staging": staging, "num_buckets": num_buckets},
+                fn_kwargs={
+                    "splits": tuple(splits),
+                    "table": table,
+                    "staging": staging,
+                    "num_buckets": num_buckets,
+                    "erased": erased,
+                },
                 batch_size=None,  # one split a task
                 batch_format="pyarrow",
             )
@@ -93,7 +102,13 @@ def _shuffle(table: UserTable, splits: Sequence[LogSplit], num_buckets: int, sta
 
 
 def read_users_part(
-    rows: pa.Table, *, splits: Sequence[LogSplit], table: UserTable, staging: Folder, num_buckets: int
+    rows: pa.Table,
+    *,
+    splits: Sequence[LogSplit],
+    table: UserTable,
+    staging: Folder,
+    num_buckets: int,
+    erased: Erased,
 ) -> Iterator[pa.Table]:
     """Read the splits at these rows -> their flat tables with the bucket of each user."""
     for index in rows.column(SPLIT).to_pylist():
@@ -101,7 +116,7 @@ def read_users_part(
         yield _placed(empty_users(table), num_buckets)  # tells Ray the columns of a part without rows
         for flat, found in read_users(splits[index], table):
             counts.update(found)
-            yield _placed(flat, num_buckets)
+            yield _placed(flat.filter(pa.array(~is_erased(flat.column(Col.USER_ID), erased))), num_buckets)
         (staging / "scratch" / f"{_COUNTS}{index:06d}.json").write_json(dict(counts))
 
 

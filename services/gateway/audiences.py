@@ -14,7 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+
 from sonder.core.errors import InvalidRule
+from sonder.events.erasure import is_erased, read_erasures
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.audience_counts import Counts, evaluate, preview_of
 from sonder.profiles.audience_fields import schema_of
@@ -46,7 +49,9 @@ class AudiencePreviews:
         users, schema, (profiles, timelines) = self._opened
         rule, saved = Rule.parse(text, schema), self._saved_rules(schema)
         held = evaluate([rule, *saved.values()], profiles, timelines, users.actions)
-        counts = Counts.of(held, profiles.column("user_id").combine_chunks(), num_sampled=num_sampled)
+        user_ids = profiles.column("user_id").combine_chunks()
+        kept = ~is_erased(user_ids, read_erasures(self._release.workspace.erasures))
+        counts = Counts.of(held.filter(kept), user_ids.filter(pa.array(kept)), num_sampled=num_sampled)
         return {
             "release": self._release.id,
             "as_of": iso_time(self._release.manifest.as_of_us),

@@ -19,6 +19,7 @@ import orjson
 
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.batcher import MicroBatcher
+from services.gateway.erasing import Erasures, erase, told
 from services.gateway.finding import Finding, Query
 from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.memberships import AudienceMemberships, Audiences
@@ -85,6 +86,7 @@ class Engine:
         memberships: AudienceMemberships,
         packer: EventPacker,
         log: OnlineLog | None = None,
+        erasures: Erasures | None = None,
         *,
         budget_s: float = 2.0,
         clock_us: Callable[[], int] = now_us,
@@ -101,7 +103,7 @@ class Engine:
             clusters=release.clusters,
         )
         self._recent = RecentEvents(store, log, packer, release.cold, release_as_of_us=release.as_of_us)
-        self._log = log
+        self._log, self._erasures = log, erasures
         self._fresh = MicroBatcher(self._compute_fresh, name="fresh", max_batch=128, max_running=1)
         self._explained = MicroBatcher(self._compute_explained, name="explained", max_batch=8)  # milliseconds a user
         self._accepting = MicroBatcher(self._append, name="events", max_batch=64, max_running=1)
@@ -129,7 +131,7 @@ class Engine:
 
     def profiles(self, user_ids: Sequence[str]) -> bytes:
         """Stored profiles in the order asked for."""
-        found, audiences = self._store.batch_get(user_ids), self._memberships.stored(user_ids)
+        found, audiences = self._store.batch_get(user_ids), self._audiences_of(user_ids)
         if known := [stored.computed_at_us for stored in found if stored is not None]:
             self._observe_age(min(known))
         answers = [
@@ -252,7 +254,8 @@ class Engine:
                 found = await self._finding.users(Query(user_id, stored.embedding, b"", k))
             except StageUnavailable as error:
                 degraded = ({"stage": "retrieval", "reason": error.found, "instead": "no users"},)
-        users = [{"user_id": user.user_id, "similarity": user.similarity} for user in found]
+        kept = self._without_erased(found)
+        users = [{"user_id": user.user_id, "similarity": user.similarity} for user in kept]
         return self._parts_answer(stored, {"similar": users}, degraded)
 
     async def lookalike(self, seed_ids: Sequence[str], *, size: int, exclude: Sequence[str] = ()) -> bytes:
@@ -277,7 +280,7 @@ class Engine:
                 "similarity": user.similarity,
                 "percentile": 100 * (found.ranked_users - rank + 1) / found.ranked_users,
             }
-            for rank, user in enumerate(found.users, 1)
+            for rank, user in enumerate(self._without_erased(found.users), 1)
         ]
         content = {
             "release": self._release.id,
@@ -320,6 +323,21 @@ class Engine:
         appended = await self._accepting.submit(events)
         return orjson.dumps({**appended._asdict(), "rejected": [row._asdict() for row in rejected]})
 
+    async def erase(self, user_id: str) -> bytes:
+        """Erase a user from all that is served, and from the next build -> a receipt; repeating it is harmless."""
+        if self._log is None or self._erasures is None:
+            raise StageUnavailable("This gateway has no online log, and could not keep the user out of it")
+        now_us = self._clock_us()
+        receipt = await erase(user_id, self._erasures, self._store, self._log, now_us=now_us)
+        return orjson.dumps(told(receipt, release=self._release.id, erased_at=iso_time(now_us)))
+
+    def _without_erased(self, users: list[FoundUser]) -> list[FoundUser]:
+        """Retrieval holds the vectors of the release as it was built."""
+        if self._erasures is None:
+            return users
+        held = self._erasures.hold([user.user_id for user in users])
+        return [user for user, is_out in zip(users, held, strict=True) if not is_out]
+
     async def _append(self, batches: Sequence[list[OnlineEvent]], waited_s: float) -> list[Appended]:
         """Batches that arrive together are on disk with one write."""
         if self._log is None:
@@ -335,7 +353,16 @@ class Engine:
         return self._store.get(user_id) or self._release.cold(user_id)
 
     def _stored_audiences(self, user_id: str, fields: Sequence[str] | None) -> Audiences | None:
-        return self._memberships.stored([user_id])[0] if _asks_audiences(fields) else None
+        return self._audiences_of([user_id])[0] if _asks_audiences(fields) else None
+
+    def _audiences_of(self, user_ids: Sequence[str]) -> list[Audiences]:
+        found = self._memberships.stored(user_ids)
+        if self._erasures is None:
+            return found
+        return [
+            Audiences([]) if is_out else of_user
+            for of_user, is_out in zip(found, self._erasures.hold(user_ids), strict=True)
+        ]
 
     def _answer(
         self,

@@ -141,6 +141,12 @@ async def read_profiles(request: Request, asked: schemas.BatchGetRequest) -> Res
     return _json(_engine(request).profiles(asked.user_ids))
 
 
+@users.delete("/users/{user_id}", response_model=schemas.ErasureAnswer)
+async def erase_user(request: Request, user_id: PathUserId) -> Response:
+    """Erase the user from store, log and answers, and keep what it did before this moment out of every later build."""
+    return _json(await _engine(request).erase(user_id))
+
+
 @users.get("/users/{user_id}/embedding", response_model=schemas.EmbeddingAnswer)
 async def read_embedding(request: Request, user_id: PathUserId) -> Response:
     """The user's vector; null for a cold user."""

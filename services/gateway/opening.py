@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.engine import Engine, ReleaseInfo
+from services.gateway.erasing import Erasures
 from services.gateway.memberships import AudienceMemberships
 from services.gateway.observing import observed_store
 from services.gateway.stages import FoundItem, Stages
@@ -30,7 +31,7 @@ def open_engine(
 
     A process that has the store or the online log open already hands them over (LMDB's rule).
     """
-    store = store or release.open_store(store_url)
+    store = store or release.open_store(store_url, writable=True)  # an erasure writes
     num_profiles = store.metadata().num_profiles
     info = describe(release, num_profiles=num_profiles)
     return Engine(
@@ -41,6 +42,7 @@ def open_engine(
         AudienceMemberships(release),
         open_packer(release, store),
         log or OnlineLog(release.workspace.online_log),
+        Erasures(release.workspace.erasures),
     )
 
 

@@ -58,6 +58,15 @@ class EventsRequest(BaseModel):
     )
 
 
+class ErasureAnswer(BaseModel):
+    erased_at: datetime
+    release: str
+    profile_removed: bool = Field(description="whether the store had a profile of the user")
+    events_removed: int = Field(description="of the online log")
+    refresh_awaited: bool = Field(description="false: a refresh was late; erase again to be sure")
+    remaining: str = Field(description="which copies there may still be, and until when")
+
+
 class RejectedRow(BaseModel):
     row: int = Field(description="place in the request, from 0")
     reason: str = Field(description="as in the quarantine: missing_id, bad_timestamp, ...")

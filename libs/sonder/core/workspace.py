@@ -5,6 +5,7 @@ releases/<id>/  releases/CURRENT                                 what `build` ma
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 audiences/index.json                                             which of these count now
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
+erasures/<digest>.json                                           users who asked to be forgotten, and when
 log/online/                                                      events that arrived online, always local
 log/features/<release>/                                          what the scoring deployment read, of some users
 store/<release>/  store/audiences/<digest>/                      the embedded online stores, always local
@@ -55,6 +56,10 @@ class Workspace:
     @property
     def uplift(self) -> Folder:
         return self.root / "uplift"
+
+    @property
+    def erasures(self) -> Folder:
+        return self.root / "erasures"
 
     def feature_log(self, release_id: str) -> Folder:
         return self.root / "log" / "features" / release_id

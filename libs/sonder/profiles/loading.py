@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from filelock import FileLock
 from sonder.core import telemetry
 from sonder.core.errors import ArtefactMismatch, NotFound
 from sonder.core.storage import Folder
+from sonder.events.erasure import Erased, is_erased
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
@@ -48,6 +49,7 @@ class StoreSource:
     as_of_us: int
     computed_at_us: int
     dim: int
+    erased: Erased = field(default_factory=dict)  # users whose records are not loaded
 
 
 def ensure_store(target: Path, source: StoreSource, *, writable: bool = False) -> LmdbStore:
@@ -122,8 +124,10 @@ def _part(source: StoreSource, name: str) -> Iterator[tuple[str, StoredProfile]]
     timelines = align(timelines.before(source.as_of_us).last(MAX_EVENTS), user_ids)
     bodies = to_json_records(profiles, computed_at_us=source.computed_at_us)
     fields = zip(user_ids.to_pylist(), bodies, embeddings_of(profiles), pack_timelines(timelines), strict=True)
-    for user_id, body, embedding, timeline in fields:
-        yield user_id, StoredProfile(source.computed_at_us, body, embedding, timeline)
+    gone = is_erased(user_ids, source.erased).tolist()
+    for (user_id, body, embedding, timeline), is_gone in zip(fields, gone, strict=True):
+        if not is_gone:
+            yield user_id, StoredProfile(source.computed_at_us, body, embedding, timeline)
 
 
 def align(timelines: Timelines, user_ids: pa.Array) -> Timelines:

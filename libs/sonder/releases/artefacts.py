@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sonder.core.errors import NotReady
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
+from sonder.events.erasure import read_erasures
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.loading import StoreSource, ensure_networked_store, ensure_store
 from sonder.profiles.store import ProfileStore
@@ -104,6 +105,7 @@ class Release:
             as_of_us=self.manifest.as_of_us,
             computed_at_us=self.manifest.created_at_us,
             dim=int(self.manifest.config["encoder"]["dim"]),
+            erased=read_erasures(self.workspace.erasures),
         )
         if url is not None:
             return ensure_networked_store(url, source)

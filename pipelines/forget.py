@@ -1,0 +1,83 @@
+"""`sonder forget`: erase a user without a running gateway, and show by search where the user still is.
+
+The same as DELETE /v1/users/{id}: a tombstone, then out of the online log and of every store on this machine. Gateways
+that run meanwhile see it at once. The search reads the user column of every table of the workspace: what it finds are
+releases and snapshots that exist already, which the next build leaves behind and `sonder release` may remove.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sonder.core.config import SonderConfig
+from sonder.core.storage import Folder
+from sonder.core.workspace import Workspace
+from sonder.events.contract import Col
+from sonder.events.erasure import record_erasure
+from sonder.profiles.lmdb_store import LmdbStore
+from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.redis_store import RedisStore
+from sonder.releases.registry import Registry
+
+SEARCHED = ("history", "releases", "audiences", "uplift", "quarantine", "log", ".staging")
+
+
+@dataclass
+class Forgotten:
+    """What was removed, and where rows of the user still are."""
+
+    events_removed: int = 0
+    stores: list[str] = field(default_factory=list)  # that had a record
+    remaining: dict[str, int] = field(default_factory=dict)  # folder -> rows
+
+
+def forget(config: SonderConfig, user_id: str) -> Forgotten:
+    """Erase the user; safe to repeat."""
+    workspace, told = Workspace.at(config.workspace), Forgotten()
+    record_erasure(workspace.erasures, user_id, at_us=time.time_ns() // 1000)
+    if workspace.online_log.is_dir():
+        log = OnlineLog(workspace.online_log)
+        told.events_removed = log.erase(user_id)
+        log.close()
+    for release in _loaded_releases(workspace):
+        with LmdbStore.open(workspace.store / release, release=release, writable=True) as store:
+            if store.delete(user_id):
+                told.stores.append(f"store/{release}")
+    current = Registry(workspace).current()
+    if config.serving.store is not None and current is not None:
+        with RedisStore.open(config.serving.store, release=current.release) as networked:
+            if networked.delete(user_id):
+                told.stores.append(f"{config.serving.store} {current.release}")
+    told.remaining = search(workspace, user_id)
+    return told
+
+
+def search(workspace: Workspace, user_id: str) -> dict[str, int]:
+    """Rows of the user by folder of the workspace, over every Parquet file that has a user column."""
+    found: dict[str, int] = {}
+    for top in SEARCHED:
+        folder = workspace.root / top
+        for name in folder.files() if folder.exists() else ():
+            if name.endswith(".parquet") and (rows := _rows_of(folder / name, user_id)):
+                place = "/".join([top, *name.split("/")[:1]])
+                found[place] = found.get(place, 0) + rows
+    return found
+
+
+def _rows_of(file: Folder, user_id: str) -> int:
+    with file.open() as content:
+        parquet = pq.ParquetFile(content)
+        if Col.USER_ID not in parquet.schema_arrow.names:
+            return 0
+        column = parquet.read([Col.USER_ID]).column(0)
+    return int(pc.sum(pc.equal(column.cast("string"), user_id)).as_py() or 0)
+
+
+def _loaded_releases(workspace: Workspace) -> list[str]:
+    if not workspace.store.is_dir():
+        return []
+    return sorted(file.parent.name for file in workspace.store.glob("*/data.mdb") if file.parent.suffix != ".loading")

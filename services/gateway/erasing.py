@@ -1,0 +1,90 @@
+"""Erasure of a user: out of the log, out of the store, out of every answer, and out of the next build.
+
+The tombstone is written first, so a process that dies in between leaves an erasure that can be repeated and not a user
+half erased in silence. A refresh that read the user before may still write it back once; it is waited for, and the
+record deleted again. What other parts hold in memory (similar users, saved audiences, samples) is filtered from their
+answers by the tombstone until they are loaded anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from sonder.core.storage import Folder
+from sonder.events.erasure import digest_of, is_erased, read_erasures, record_erasure
+from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.store import ProfileStore
+
+LOOK_EVERY_S = 2.0
+REFRESH_WAIT_S = 10.0  # longer than a refresh under way takes
+
+
+class Erasures:
+    """The tombstones of a workspace, as other gateways and commands write them too."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder, self._looked = folder, -LOOK_EVERY_S
+        self._erased: dict[int, int] = {}
+
+    def add(self, user_id: str, *, at_us: int) -> None:
+        record_erasure(self._folder, user_id, at_us=at_us)
+        self._erased[digest_of(user_id)] = at_us
+
+    def hold(self, user_ids: Sequence[str]) -> list[bool]:
+        """Which of the users were erased at any time; a list of a few seconds ago is asked."""
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
+            self._looked = time.monotonic()
+            self._erased = read_erasures(self._folder)
+        if not self._erased:
+            return [False] * len(user_ids)
+        found: list[bool] = is_erased(pa.array(user_ids, pa.string()), self._erased).tolist()
+        return found
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an erasure found and removed."""
+
+    profile_removed: bool
+    events_removed: int
+    refresh_awaited: bool  # nothing that was under way can write the user back
+
+
+async def erase(user_id: str, erasures: Erasures, store: ProfileStore, log: OnlineLog, *, now_us: int) -> Receipt:
+    """Erase a user from what is served; repeating it is harmless."""
+    await asyncio.to_thread(erasures.add, user_id, at_us=now_us)
+    accepted = await asyncio.to_thread(log.last)
+    events = await asyncio.to_thread(log.erase, user_id)
+    found = await asyncio.to_thread(store.delete, user_id)
+    awaited = await _reached(store, accepted)
+    found = await asyncio.to_thread(store.delete, user_id) or found
+    return Receipt(found, events, awaited)
+
+
+async def _reached(store: ProfileStore, sequence: int) -> bool:
+    """Wait until refreshes have gone past what was accepted before; False where that takes too long."""
+    deadline = time.monotonic() + REFRESH_WAIT_S
+    while (await asyncio.to_thread(store.progress)).sequence < sequence:
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+def told(receipt: Receipt, *, release: str, erased_at: str) -> dict[str, Any]:
+    """The receipt as it is answered."""
+    return {
+        "erased_at": erased_at,
+        "release": release,
+        "profile_removed": receipt.profile_removed,
+        "events_removed": receipt.events_removed,
+        "refresh_awaited": receipt.refresh_awaited,
+        "remaining": "releases, snapshots and backups that exist already, until they are removed; no later build reads "
+        "what the user did before this moment",
+    }

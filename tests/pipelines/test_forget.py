@@ -1,0 +1,47 @@
+"""`sonder forget`, and a build after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.forget import search
+from pipelines.prepare import prepare
+from sonder.core.config import SonderConfig
+from sonder.core.workspace import Workspace
+from sonder.events.online import OnlineEvent
+from sonder.profiles.online_log import OnlineLog
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_forgotten_user_is_in_no_later_snapshot(tmp_path: Path, ray_session: None) -> None:
+    rows = [f"{user},i{item},buy,2024-01-0{item + 1}T00:00:00Z" for user in ("ada", "bob") for item in range(4)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,action,timestamp", *rows]))
+    (tmp_path / "users.csv").write_text("user_id,plan\nada,free\nbob,paid\n")
+    file = tmp_path / "sonder.yaml"
+    file.write_text(
+        f"workspace: {tmp_path}/workspace\nevents: {{path: {tmp_path}/log.csv}}\n"
+        f"users: {{path: {tmp_path}/users.csv, columns: {{user_id: user_id, attributes: [plan]}}}}\n"
+    )
+    from sonder.core.config import load
+
+    config: SonderConfig = load(file)
+    workspace = Workspace.at(config.workspace)
+    before = prepare(config)
+    assert search(workspace, "ada") == {f"history/{before}": 2}  # the history and the user table
+    log = OnlineLog(workspace.online_log)
+    log.append([OnlineEvent("e", "ada", "i", "buy", 1)])
+    log.close()
+    told = CliRunner().invoke(app, ["forget", "ada", "--config", str(file)])
+    assert told.exit_code == 0, told.output
+    assert "1 online events" in told.output
+    assert f"history/{before}: 2" in told.output
+    after = prepare(config)
+    assert after != before
+    assert search(workspace, "ada") == {f"history/{before}": 2}
+    assert search(workspace, "bob").keys() == {f"history/{before}", f"history/{after}"}
+    assert prepare(config) == after
