@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_features, cli_forget, cli_store, cli_target
+from pipelines import cli_audience, cli_features, cli_forget, cli_keys, cli_store, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -33,6 +33,7 @@ app.add_typer(cli_audience.app, name="audience")
 app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
 app.add_typer(cli_features.app, name="features")
 app.add_typer(cli_store.app, name="store")
+app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_forget.app)  # `sonder forget`
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
@@ -275,6 +276,7 @@ def serve(
         port=port or resolved.serving.port,
         gateways=resolved.serving.gateways,
         store=resolved.serving.store,
+        needs_keys=resolved.serving.needs_keys,
         log_features=resolved.serving.log_features,
         trace=trace,
     )

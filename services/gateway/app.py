@@ -54,6 +54,7 @@ class GatewayArgs(BaseModel):
 
     workspace: str = Field(description="local folder or URI, the same on every node")
     release: str | None = Field(None, description="the current one if not named")
+    needs_keys: bool = Field(False, description="whether every request needs an API key (sonder keys)")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else the embedded store of the node")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
@@ -75,4 +76,4 @@ def build(args: GatewayArgs) -> Application:
     refresh = serve.deployment(Refresh, name="refresh").options(**REFRESH_OPTIONS)
     refreshing = refresh.bind(**where, **computing, store=args.store)
     gateway = serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS, num_replicas=args.gateways)
-    return gateway.bind(**where, **stages, refresh=refreshing, store=args.store)
+    return gateway.bind(**where, **stages, refresh=refreshing, store=args.store, needs_keys=args.needs_keys)

@@ -39,14 +39,16 @@ class Gateway:
         retrieval: Any,
         refresh: Any,
         store: str | None = None,
+        needs_keys: bool = False,
     ) -> None:
         start_observing("gateway")
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
         stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval)
+        self._keys = Workspace.at(workspace).keys if needs_keys else None
         self._engine = open_engine(Release.open(Workspace.at(workspace), release), stages, store_url=store)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._engine)
+        app = create_app(self._engine, keys=self._keys)
         app.state.adds_request_id = False  # Serve does, on every answer
         return app
 

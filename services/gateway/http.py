@@ -18,9 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sonder
 from services.gateway import observing, problems, schemas
+from services.gateway.doors import Doors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
 from services.gateway.schemas import PathUserId
 from sonder.core.errors import NotReady
+from sonder.core.storage import Folder
 
 _JSON = "application/json"
 
@@ -49,7 +51,12 @@ def _problem_response(description: str) -> dict[str, Any]:
     }
 
 
-_INVALID: dict[int | str, dict[str, Any]] = {422: _problem_response("The request is malformed")}
+_INVALID: dict[int | str, dict[str, Any]] = {
+    401: _problem_response("No API key, or an unknown one, where keys are needed"),
+    403: _problem_response("The key has not this scope, or may not read these fields"),
+    422: _problem_response("The request is malformed"),
+    429: _problem_response("Too many requests; Retry-After says when to come back"),
+}
 _UNREADY: dict[int | str, dict[str, Any]] = {503: _problem_response("No release is loaded yet")}
 _NOT_WRITTEN: dict[int | str, dict[str, Any]] = {
     503: _problem_response("No release is loaded yet, or the log cannot be written: send the same events again")
@@ -62,8 +69,11 @@ audiences = APIRouter(prefix="/v1", tags=["audiences"], responses={**_INVALID, *
 operations = APIRouter(tags=["operations"])
 
 
-def create_app(engine: Engine | None) -> FastAPI:
-    """The application; without an engine it answers 503 until `app.state.engine` is assigned."""
+def create_app(engine: Engine | None, *, keys: Folder | None = None) -> FastAPI:
+    """The application; without an engine it answers 503 until `app.state.engine` is assigned.
+
+    `keys`: the file of API keys; without it nobody is asked who they are.
+    """
     app = FastAPI(
         title="Sonder",
         version=sonder.__version__,
@@ -79,6 +89,8 @@ def create_app(engine: Engine | None) -> FastAPI:
     app.include_router(operations)
     app.include_router(observing.observation)
     problems.install(app)
+    if keys is not None:
+        app.add_middleware(Doors, keys=keys)
     app.add_middleware(EncodedPath)
     observing.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

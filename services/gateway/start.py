@@ -23,11 +23,13 @@ from services.gateway.proxy import LOOPBACK, MAX_FOLDER_LENGTH, is_free, proxy_e
 from services.gateway.waterfall import printed
 from sonder.core import metrics, telemetry
 from sonder.core.errors import ConfigurationError, NotReady
+from sonder.core.keys import read_keys
 from sonder.core.loopback import LOOPBACK_ENVIRONMENT
 from sonder.core.workspace import Workspace
 from sonder.releases.artefacts import Release, served_release
 
 APPLICATION = "sonder"
+LOOPBACKS = ("127.0.0.1", "localhost", "::1")
 
 
 def serve_forever(
@@ -36,6 +38,7 @@ def serve_forever(
     port: int = 8000,
     release: str | None = None,
     gateways: int = 1,
+    needs_keys: bool | None = None,
     store: str | None = None,
     log_features: float = 0.0,
     trace: bool = False,
@@ -48,7 +51,15 @@ def serve_forever(
     release = release or served_release(Workspace.at(workspace))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, _exit)  # what was started until then is ended too
-    options = {"store": store, "gateways": gateways, "log_features": log_features}
+    needs_keys = host not in LOOPBACKS if needs_keys is None else needs_keys
+    if needs_keys and not read_keys(Workspace.at(workspace).keys):
+        raise ConfigurationError(
+            f"Serving at {host} needs API keys, and there is none",
+            expected="a key for whoever calls",
+            do="Make one with `sonder keys create NAME --scope read`; or set serving.needs_keys=false where something "
+            "in front of the gateway asks who calls.",
+        )
+    options = {"store": store, "gateways": gateways, "needs_keys": needs_keys, "log_features": log_features}
     with (
         _traced() if trace else nullcontext(),
         started(workspace, host=host, port=port, release=release, **options) as url,

@@ -192,7 +192,7 @@ def test_a_table_without_an_order_is_ordered_by_content(tmp_path: Path) -> None:
         staging = Folder.at(str(tmp_path / str(number)))
         parts = read_block(
             table, source="t", latest_us=2**62, config=config, staging=staging, num_buckets=3,
-            absent=("event_id", "request_id"),
+            absent=("event_id", "request_id"), erased={},
         )  # fmt: skip
         events = pl.concat([pl.DataFrame(pl.from_arrow(part)) for part in parts])
         orders.append(events.sort("log_order", "user_id"))

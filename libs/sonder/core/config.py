@@ -247,6 +247,7 @@ class UpliftConfig(Section):
 class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    needs_keys: bool | None = Field(None, description="whether requests need an API key; beyond loopback if not set")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else embedded in the workspace")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")

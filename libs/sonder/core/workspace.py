@@ -5,6 +5,7 @@ releases/<id>/  releases/CURRENT                                 what `build` ma
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 audiences/index.json                                             which of these count now
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
+keys.json                                                        API keys of the gateway, as digests
 erasures/<digest>.json                                           users who asked to be forgotten, and when
 log/online/                                                      events that arrived online, always local
 log/features/<release>/                                          what the scoring deployment read, of some users
@@ -56,6 +57,11 @@ class Workspace:
     @property
     def uplift(self) -> Folder:
         return self.root / "uplift"
+
+    @property
+    def keys(self) -> Folder:
+        """The file of API keys."""
+        return self.root / "keys.json"
 
     @property
     def erasures(self) -> Folder:
