@@ -117,6 +117,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return _too_large(path)
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # a body that is not even text
+        return problem(422, "The body is not JSON in UTF-8.", instance=path, title="Request is invalid")
     details = {
         404: f"No such route: {request.method} {path}. The routes are listed at /docs; a slash in an id is %2F.",
         405: f"{request.method} is not allowed here.",

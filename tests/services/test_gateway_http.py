@@ -191,3 +191,8 @@ def test_an_answer_holds_what_its_description_says_and_no_more(
     described = model.model_validate(answer).model_dump(mode="json", by_alias=True, exclude_unset=True)
     assert names(described) == names(answer)
     assert set(answer) >= {name for name, field in model.model_fields.items() if field.is_required()}
+
+
+def test_a_body_that_is_not_text_is_malformed_and_no_undocumented_answer(served: Served) -> None:
+    answer = served.request("POST", "/v1/users:batchGet", content=b"\x80", headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "The body is not JSON in UTF-8.")
