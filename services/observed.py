@@ -66,14 +66,14 @@ def observed(name: str) -> Callable[[Method], Method]:
 
     def decorate(method: Method) -> Method:
         @wraps(method)
-        async def call(self: Any, first: Any, *rest: Any, caller: Mapping[str, str] | None = None) -> Any:
+        async def call(self: Any, first: Any, *rest: Any, caller: Mapping[str, str] | None = None, **named: Any) -> Any:
             if not caller:
-                return await method(self, first, *rest)
+                return await method(self, first, *rest, **named)
             with for_requests(filter(None, caller.get("request_ids", "").split(","))):
                 if "traceparent" not in caller or not telemetry.is_tracing():
-                    return await method(self, first, *rest)
+                    return await method(self, first, *rest, **named)
                 with telemetry.joined(caller), telemetry.span(name, {"users": len(first)}, kind=SpanKind.SERVER):
-                    return await method(self, first, *rest)
+                    return await method(self, first, *rest, **named)
 
         return call  # type: ignore[return-value]
 

@@ -7,9 +7,9 @@ import asyncio
 import numpy as np
 from numpy.typing import NDArray
 
+from services.held import Held
 from services.observed import observed, start_observing
 from services.warming import sample_batch
-from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
 from sonder.encoder.inference import embed_users
 from sonder.profiles.packing import unpack_timelines
@@ -17,18 +17,27 @@ from sonder.releases.artefacts import Release
 
 
 class Embedding:
-    """Holds the encoder of one release; computes off the event loop, so that health checks are answered."""
+    """Holds encoders; computes off the event loop, so that health checks are answered."""
 
-    def __init__(self, workspace: str, release: str) -> None:
+    def __init__(self, workspace: str, release: str | None = None) -> None:
         start_observing("embedding")
-        opened = Release.open(Workspace.at(workspace), release)
-        self._encoder = load_encoder(opened.encoder)
-        self._embed(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
+        self._held = Held(workspace, release, _Encoding)
 
     @observed("embedding")
-    async def embed(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> NDArray[np.float32]:
+    async def embed(
+        self, user_ids: list[str], timelines: list[bytes], as_of_us: int, *, release: str | None = None
+    ) -> NDArray[np.float32]:
         """Vectors [B, D] of B users; the zero vector where nothing is known."""
-        return await asyncio.to_thread(self._embed, user_ids, timelines, as_of_us)
+        held = await self._held.of(release)
+        return await asyncio.to_thread(held.embed, user_ids, timelines, as_of_us)
 
-    def _embed(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> NDArray[np.float32]:
+
+class _Encoding:
+    """The encoder of one release."""
+
+    def __init__(self, opened: Release) -> None:
+        self._encoder = load_encoder(opened.encoder)
+        self.embed(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
+
+    def embed(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> NDArray[np.float32]:
         return embed_users(self._encoder, unpack_timelines(user_ids, timelines), as_of_us=as_of_us)

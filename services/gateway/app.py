@@ -53,7 +53,7 @@ class GatewayArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     workspace: str = Field(description="local folder or URI, the same on every node")
-    release: str | None = Field(None, description="the current one if not named")
+    release: str | None = Field(None, description="this one for good; else the served one, followed as it changes")
     needs_keys: bool = Field(False, description="whether every request needs an API key (sonder keys)")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else the embedded store of the node")
@@ -61,11 +61,10 @@ class GatewayArgs(BaseModel):
 
 
 def build(args: GatewayArgs) -> Application:
-    """The application of one release: every deployment opens the same one."""
+    """The application: every deployment starts with the same release, and each call says whose models it asks for."""
     workspace = Workspace.at(args.workspace)
-    release = args.release or served_release(workspace)
-    Registry(workspace).show(release)  # a wrong id is told here, not in five constructors
-    where = {"workspace": workspace.root.uri, "release": release}
+    Registry(workspace).show(args.release or served_release(workspace))  # told here, not in six constructors
+    where = {"workspace": workspace.root.uri, "release": args.release}
     stages = {
         name: serve.deployment(kind, name=name)
         .options(**STAGE_OPTIONS)

@@ -1,15 +1,20 @@
-"""The ingress deployment, one HTTP application over one engine, and the one that keeps stored profiles up to date."""
+"""The ingress deployment, one HTTP application over one engine, and the one that keeps stored profiles up to date.
+
+Both follow the served release where none is named (services.gateway.following).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
-from services.gateway.engine import now_us
+from services.gateway.engine import Engine, now_us
+from services.gateway.following import ReleaseFollower
 from services.gateway.fresh import FreshPath
 from services.gateway.http import create_app
 from services.gateway.opening import describe, open_engine, open_packer
@@ -19,10 +24,14 @@ from services.gateway.stages import HandleStages
 from services.observed import start_observing
 from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
+from sonder.events.erasure import read_erasures
+from sonder.profiles.loading import drop_erased
 from sonder.profiles.online_log import OnlineLog
-from sonder.releases.artefacts import Release
+from sonder.profiles.store import ProfileStore
+from sonder.releases.artefacts import Release, served_release
 
 BUDGET_S = 5.0  # of a micro-batch of refreshes: nobody waits for it
+READY_WITHIN_S = 180.0  # of the stages, which load a release when they are first asked for it
 
 
 @serve.ingress()
@@ -32,7 +41,7 @@ class Gateway:
     def __init__(
         self,
         workspace: str,
-        release: str,
+        release: str | None,
         embedding: Any,
         segmentation: Any,
         scoring: Any,
@@ -43,57 +52,133 @@ class Gateway:
     ) -> None:
         start_observing("gateway")
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
-        stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval)
-        self._keys = Workspace.at(workspace).keys if needs_keys else None
-        self._engine = open_engine(Release.open(Workspace.at(workspace), release), stages, store_url=store)
+        self._workspace, self._store = Workspace.at(workspace), store
+        self._stages = HandleStages(
+            embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval
+        )
+        self._log = OnlineLog(self._workspace.online_log)
+        self._keys = self._workspace.keys if needs_keys else None
+        first = release or served_release(self._workspace)
+        self._opened_us = 0
+        self._follower = ReleaseFollower(
+            first,
+            self._open(first),
+            served=lambda: release or served_release(self._workspace),
+            opened=self._open,
+            activate=self._activate,
+            retire=self._retire,
+        )
+        self._following: asyncio.Task[None] | None = None
+        self._app: FastAPI | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._engine, keys=self._keys)
-        app.state.adds_request_id = False  # Serve does, on every answer
-        return app
+        self._app = create_app(self._follower.part, keys=self._keys)
+        self._app.state.adds_request_id = False  # Serve does, on every answer
+        return self._app
 
-    def check_health(self) -> None:
-        """One read of the store: where it fails, Serve replaces the replica.
+    async def check_health(self) -> None:
+        """One read of the store: where it fails, Serve replaces the replica. The first call starts the following.
 
         Not where the server of a networked store is away: another replica would not find it either, so reads answer
         503 until it is back. A server that came back empty is loaded again by the replica that replaces this one.
         """
+        if self._following is None:
+            self._following = asyncio.create_task(self._follower.run())
         with suppress(StageUnavailable):
-            self._engine.profile("")
+            self._follower.part.profile("")
+
+    def _open(self, release: str) -> Engine:
+        self._opened_us = now_us()
+        opened = Release.open(self._workspace, release)
+        return open_engine(opened, self._stages.of(release), store_url=self._store, log=self._log)
+
+    async def _activate(self, engine: Engine) -> None:
+        """Answer from an engine as soon as every stage does, without whoever was erased while its store was loaded."""
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not await engine.is_ready():
+            if time.monotonic() > deadline:
+                raise NotReady(f"The stages of release {engine.release_id} have not answered")
+            await asyncio.sleep(0.25)
+        if self._app is not None:
+            self._app.state.engine = engine
+        erased = {
+            user: at_us for user, at_us in read_erasures(self._workspace.erasures).items() if at_us >= self._opened_us
+        }
+        profiles = Release.open(self._workspace, engine.release_id).profiles
+        await asyncio.to_thread(drop_erased, engine.store, profiles, erased)
+
+    async def _retire(self, engine: Engine) -> None:
+        engine.close(with_log=False)
 
 
 class Refresh:
     """Follows the online log of its node; nothing calls it."""
 
     def __init__(
-        self, workspace: str, release: str, embedding: Any, segmentation: Any, scoring: Any, store: str | None = None
+        self,
+        workspace: str,
+        release: str | None,
+        embedding: Any,
+        segmentation: Any,
+        scoring: Any,
+        store: str | None = None,
     ) -> None:
         start_observing("refresh")
-        stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
-        opened = Release.open(Workspace.at(workspace), release)
-        profiles = opened.open_store(store, writable=True)
+        self._workspace, self._store = Workspace.at(workspace), store
+        self._stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
+        self._log = OnlineLog(self._workspace.online_log)
+        first = release or served_release(self._workspace)
+        self._follower = ReleaseFollower(
+            first,
+            self._open(first),
+            served=lambda: release or served_release(self._workspace),
+            opened=self._open,
+            activate=self._activate,
+            retire=self._retire,
+        )
+        self._following: asyncio.Task[None] | None = None
+
+    async def check_health(self) -> None:
+        """Starts the work at the first call, which Serve makes before the replica counts as healthy."""
+        if self._following is None:
+            self._following = asyncio.create_task(self._follower.run())
+        running = self._follower.part.running
+        if running is not None and running.done():
+            raise NotReady("The refresh has ended") from running.exception()
+
+    def _open(self, release: str) -> _Refreshing:
+        opened = Release.open(self._workspace, release)
+        profiles = opened.open_store(self._store, writable=True)
         info = describe(opened, num_profiles=profiles.metadata().num_profiles)
         recent = RecentEvents(
-            profiles,
-            OnlineLog(opened.workspace.online_log),
-            open_packer(opened, profiles),
-            info.cold,
-            release_as_of_us=info.as_of_us,
+            profiles, self._log, open_packer(opened, profiles), info.cold, release_as_of_us=info.as_of_us
         )
         fresh = FreshPath(
-            stages,
+            self._stages.of(release),
             base_rates=info.base_rates,
             max_events=profiles.metadata().max_events,
             budget_s=BUDGET_S,
             clusters=info.clusters,
         )
-        self._refresher = Refresher(recent, fresh, clock_us=now_us)
-        self._lock = opened.workspace.store / f"{release}.refresh.lock"
-        self._running: asyncio.Task[None] | None = None
+        return _Refreshing(release, profiles, Refresher(recent, fresh, clock_us=now_us))
 
-    async def check_health(self) -> None:
-        """Starts the work at the first call, which Serve makes before the replica counts as healthy."""
-        if self._running is None:
-            self._running = asyncio.create_task(self._refresher.run(self._lock))
-        if self._running.done():
-            raise NotReady("The refresh has ended") from self._running.exception()
+    async def _activate(self, part: _Refreshing) -> None:
+        """The old release goes on being refreshed until it is retired: some gateways still answer from it."""
+        if part.running is None:
+            lock = self._workspace.store / f"{part.release}.refresh.lock"
+            part.running = asyncio.create_task(part.refresher.run(lock))
+
+    async def _retire(self, part: _Refreshing) -> None:
+        """Close the store only when nothing writes into it any more."""
+        part.refresher.stop()
+        if part.running is not None:
+            await asyncio.wait([part.running])
+        part.store.close()
+
+
+class _Refreshing:
+    """The refresh of one release."""
+
+    def __init__(self, release: str, store: ProfileStore, refresher: Refresher) -> None:
+        self.release, self.store, self.refresher = release, store, refresher
+        self.running: asyncio.Task[None] | None = None

@@ -113,6 +113,10 @@ class Engine:
     def release_id(self) -> str:
         return self._release.id
 
+    @property
+    def store(self) -> ProfileStore:
+        return self._store
+
     def store_bytes(self) -> int | None:
         """Size of the store on this node; None where it lies elsewhere."""
         measure = getattr(self._store, "size_bytes", None)
@@ -156,12 +160,12 @@ class Engine:
     def release(self) -> bytes:
         return orjson.dumps(self._release.summary)
 
-    def close(self) -> None:
-        """Close the store; nothing is answered afterwards."""
+    def close(self, *, with_log: bool = True) -> None:
+        """Close the store and the log, unless another engine has that too; nothing is answered afterwards."""
         self._previews.close()
         self._memberships.close()
         self._store.close()
-        if self._log is not None:
+        if self._log is not None and with_log:
             self._log.close()
 
     async def is_ready(self) -> bool:

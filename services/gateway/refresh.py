@@ -41,12 +41,27 @@ class Refresher:
         self._recent, self._fresh, self._clock_us = recent, fresh, clock_us
         self._log, self._store = recent.log, recent.store
         self._tries = 0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Let `run` end after the micro-batch under way."""
+        self._is_stopped = True
 
     async def run(self, lock: Path) -> None:
-        """Wait for the lock, then follow the log."""
-        await _locked(FileLock(str(lock)))
+        """Wait for the lock, then follow the log until stopped."""
+        held = FileLock(str(lock))
+        while not _is_acquired(held):
+            if self._is_stopped:
+                return
+            await asyncio.sleep(0.2)
+        try:
+            await self._follow()
+        finally:
+            held.release()
+
+    async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._is_stopped:
             started = loop.time()
             try:
                 applied = await self.step()
@@ -107,10 +122,9 @@ def _first_users(rows: list[tuple[int, Any]]) -> int:
     return len(rows)
 
 
-async def _locked(lock: FileLock) -> None:
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            return
-        except Timeout:
-            await asyncio.sleep(0.2)
+def _is_acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True

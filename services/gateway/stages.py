@@ -102,20 +102,34 @@ class Stages(Protocol):
 
 
 class HandleStages:
-    """Stages behind the handles of one Serve application."""
+    """Stages behind the handles of one Serve application, asked for one release."""
 
-    def __init__(self, *, embedding: Any, segmentation: Any, scoring: Any, retrieval: Any) -> None:
+    def __init__(
+        self, *, embedding: Any, segmentation: Any, scoring: Any, retrieval: Any, release: str | None = None
+    ) -> None:
+        """`release`: whose models answer; None: the one that the deployments were started with."""
         self._embedding, self._segmentation = embedding, segmentation
         self._scoring, self._retrieval = scoring, retrieval
+        self._named = {} if release is None else {"release": release}
+
+    def of(self, release: str) -> HandleStages:
+        """The same deployments, asked for another release."""
+        return HandleStages(
+            embedding=self._embedding,
+            segmentation=self._segmentation,
+            scoring=self._scoring,
+            retrieval=self._retrieval,
+            release=release,
+        )
 
     async def embed(self, batch: HistoryBatch, *, deadline: float) -> NDArray[np.float32]:
-        vectors: NDArray[np.float32] = await _ask(
+        vectors: NDArray[np.float32] = await self._ask(
             self._embedding.embed, "embedding", deadline, batch.user_ids, batch.timelines, batch.as_of_us
         )
         return vectors
 
     async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table, pa.Table]:
-        tables: tuple[pa.Table, pa.Table, pa.Table] = await _ask(
+        tables: tuple[pa.Table, pa.Table, pa.Table] = await self._ask(
             self._segmentation.segment, "segmentation", deadline, batch.user_ids, batch.timelines, batch.as_of_us
         )
         return tables
@@ -124,12 +138,12 @@ class HandleStages:
         self, batch: HistoryBatch, vectors: NDArray[np.float32], *, with_drivers: bool, deadline: float
     ) -> pa.Table:
         asked = (batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers)
-        return await _ask(self._scoring.score, "scoring", deadline, *asked)
+        return await self._ask(self._scoring.score, "scoring", deadline, *asked)
 
     async def recommend(
         self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, *, deadline: float
     ) -> list[list[FoundItem]]:
-        rows = await _ask(self._retrieval.recommend, "retrieval", deadline, vectors, list(seen), k)
+        rows = await self._ask(self._retrieval.recommend, "retrieval", deadline, vectors, list(seen), k)
         return [[FoundItem(*item) for item in row] for row in rows]
 
     async def recommend_several(
@@ -141,7 +155,7 @@ class HandleStages:
         *,
         deadline: float,
     ) -> list[list[FoundItem]]:
-        rows = await _ask(
+        rows = await self._ask(
             self._retrieval.recommend_several, "retrieval", deadline, vectors, list(interests), list(seen), k
         )
         return [[FoundItem(*item) for item in row] for row in rows]
@@ -149,32 +163,33 @@ class HandleStages:
     async def similar(
         self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
     ) -> list[list[FoundUser]]:
-        rows = await _ask(self._retrieval.similar, "retrieval", deadline, list(user_ids), vectors, k)
+        rows = await self._ask(self._retrieval.similar, "retrieval", deadline, list(user_ids), vectors, k)
         return [[FoundUser(*user) for user in row] for row in rows]
 
     async def lookalike(
         self, seed_ids: Sequence[str], size: int, exclude_ids: Sequence[str], *, deadline: float
     ) -> FoundAudience:
-        found = await _ask(self._retrieval.lookalike, "retrieval", deadline, list(seed_ids), size, list(exclude_ids))
+        found = await self._ask(
+            self._retrieval.lookalike, "retrieval", deadline, list(seed_ids), size, list(exclude_ids)
+        )
         users = found["audience"]
         audience = None if users is None else [FoundUser(*user) for user in users]
         return FoundAudience(
             found["seeds"], found["ranked_users"], found["other_users"], found["held_out_auc"], audience
         )
 
-
-async def _ask(method: Any, stage: str, deadline: float, *arguments: Any) -> Any:
-    """Call a handle's method for whoever asks, and tell how long its answer took."""
-    started, outcome = time.perf_counter(), "failed"
-    try:
-        with telemetry.span(f"stage {stage}", {"users": len(arguments[0])}, kind=SpanKind.CLIENT):
-            # Nobody's call has no `caller`, so a method that knows of none can be called too.
-            asks_for = {"caller": found} if (found := caller()) else {}
-            answer = await _within(method.remote(*arguments, **asks_for), stage, deadline)
-        outcome = "answered"
-        return answer
-    finally:
-        metrics.STAGE_SECONDS.labels(stage, outcome).observe(time.perf_counter() - started)
+    async def _ask(self, method: Any, stage: str, deadline: float, *arguments: Any) -> Any:
+        """Call a handle's method for whoever asks, and tell how long its answer took."""
+        started, outcome = time.perf_counter(), "failed"
+        try:
+            with telemetry.span(f"stage {stage}", {"users": len(arguments[0])}, kind=SpanKind.CLIENT):
+                # Nobody's call has no `caller`, so a method that knows of none can be called too.
+                asks_for = {"caller": found} if (found := caller()) else {}
+                answer = await _within(method.remote(*arguments, **self._named, **asks_for), stage, deadline)
+            outcome = "answered"
+            return answer
+        finally:
+            metrics.STAGE_SECONDS.labels(stage, outcome).observe(time.perf_counter() - started)
 
 
 async def _within(call: Awaitable[T], stage: str, deadline: float) -> T:

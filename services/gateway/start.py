@@ -48,7 +48,6 @@ def serve_forever(
     `trace`: the waterfall of each request is printed.
     """
     telemetry.configure("sonder-serve")
-    release = release or served_release(Workspace.at(workspace))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, _exit)  # what was started until then is ended too
     needs_keys = host not in LOOPBACKS if needs_keys is None else needs_keys
@@ -66,7 +65,7 @@ def serve_forever(
     ):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
-        print(greeting(url, release), flush=True)
+        print(greeting(url, release or served_release(Workspace.at(workspace))), flush=True)
         while not stopped.wait(1.0):
             pass
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -98,9 +97,8 @@ def started(
     `options`: further arguments of the application (services.gateway.app.GatewayArgs).
     """
     opened = Workspace.at(workspace)
-    release = release or served_release(opened)
     # Loaded here and not only in the gateway, so that progress and errors are seen by whoever typed the command.
-    Release.open(opened, release).open_store(options.get("store")).close()
+    Release.open(opened, release or served_release(opened)).open_store(options.get("store")).close()
     joins = _is_connected() or bool(os.environ.get("RAY_ADDRESS"))
     if not joins and not is_free(host, port):
         raise ConfigurationError(

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from services.held import Held
 from services.observed import observed, start_observing
 from services.warming import sample_batch
-from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.feature_log import FeatureLog, logged_rows
@@ -25,21 +25,11 @@ from sonder.scoring.table import Scorer
 
 
 class Scoring:
-    """Holds the score heads of one release and all that their features need."""
+    """Holds score heads and all that their features need; computes off the event loop."""
 
-    def __init__(self, workspace: str, release: str, log_features: float = 0.0) -> None:
+    def __init__(self, workspace: str, release: str | None = None, log_features: float = 0.0) -> None:
         start_observing("scoring")
-        opened = Release.open(Workspace.at(workspace), release)
-        sensitive = opened.manifest.config.get("scoring", {}).get("sensitive_categories", ())
-        vocabulary, encoder = Vocabulary.load(opened.items), load_encoder(opened.encoder)
-        self._release, self._share, self._log = release, 0.0, None
-        self._scorer = Scorer.of(load_heads(opened.scores), vocabulary, sensitive=sensitive)
-        self._features = UserFeatures.of_heads(self._scorer.heads, vocabulary, encoder.item_vectors)
-        user_ids, timelines = sample_batch(opened.manifest.as_of_us)
-        vectors_BD = np.zeros((len(user_ids), encoder.spec.dim), np.float32)
-        self._score(user_ids, timelines, vectors_BD, opened.manifest.as_of_us, True)
-        if log_features:
-            self._share, self._log = log_features, FeatureLog(opened.workspace.feature_log(release))
+        self._held = Held(workspace, release, lambda opened: _Heads(opened, log_features))
 
     @observed("scoring")
     async def score(
@@ -49,11 +39,35 @@ class Scoring:
         vectors_BD: NDArray[np.float32],
         as_of_us: int,
         with_drivers: bool,
+        *,
+        release: str | None = None,
     ) -> pa.Table:
         """Scores (SCORE_SCHEMA) of B users. Exact drivers cost a hundred times the scores, so they are asked for."""
-        return await asyncio.to_thread(self._score, user_ids, timelines, vectors_BD, as_of_us, with_drivers)
+        held = await self._held.of(release)
+        return await asyncio.to_thread(held.score, user_ids, timelines, vectors_BD, as_of_us, with_drivers)
 
-    def _score(
+    def close(self) -> None:
+        """Write what is logged and waits."""
+        for held in self._held.all():
+            held.close()
+
+
+class _Heads:
+    """The score heads of one release."""
+
+    def __init__(self, opened: Release, log_features: float) -> None:
+        sensitive = opened.manifest.config.get("scoring", {}).get("sensitive_categories", ())
+        vocabulary, encoder = Vocabulary.load(opened.items), load_encoder(opened.encoder)
+        self._release, self._share, self._log = opened.id, 0.0, None
+        self._scorer = Scorer.of(load_heads(opened.scores), vocabulary, sensitive=sensitive)
+        self._features = UserFeatures.of_heads(self._scorer.heads, vocabulary, encoder.item_vectors)
+        user_ids, timelines = sample_batch(opened.manifest.as_of_us)
+        vectors_BD = np.zeros((len(user_ids), encoder.spec.dim), np.float32)
+        self.score(user_ids, timelines, vectors_BD, opened.manifest.as_of_us, True)
+        if log_features:
+            self._share, self._log = log_features, FeatureLog(opened.workspace.feature_log(opened.id))
+
+    def score(
         self,
         user_ids: list[str],
         timelines: list[bytes],
@@ -70,6 +84,5 @@ class Scoring:
         return self._scorer.score(histories, features, as_of_us=as_of_us, with_drivers=with_drivers)
 
     def close(self) -> None:
-        """Write what is logged and waits."""
         if self._log is not None:
             self._log.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from services.held import Held
 from services.observed import observed, start_observing
 from services.warming import sample_batch
 from sonder.core.config import InterestsConfig
-from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
 from sonder.history.vocabulary import Vocabulary
 from sonder.interests.affinity_artefact import load_affinity
@@ -19,11 +19,25 @@ from sonder.segments.lifecycle import LifecycleThresholds
 
 
 class Segmentation:
-    """Holds the segmenter of one release."""
+    """Holds segmenters; computes off the event loop."""
 
-    def __init__(self, workspace: str, release: str) -> None:
+    def __init__(self, workspace: str, release: str | None = None) -> None:
         start_observing("segmentation")
-        opened = Release.open(Workspace.at(workspace), release)
+        self._held = Held(workspace, release, _Segmenting)
+
+    @observed("segmentation")
+    async def segment(
+        self, user_ids: list[str], timelines: list[bytes], as_of_us: int, *, release: str | None = None
+    ) -> SegmentedTables:
+        """Interests (INTEREST_SCHEMA), lifecycle (LIFECYCLE_SCHEMA), affinities (AFFINITY_SCHEMA) of B users."""
+        held = await self._held.of(release)
+        return await asyncio.to_thread(held.segment, user_ids, timelines, as_of_us)
+
+
+class _Segmenting:
+    """The segmenter of one release."""
+
+    def __init__(self, opened: Release) -> None:
         vocabulary = Vocabulary.load(opened.items)
         taxonomy, affinity = load_affinity(opened.affinities, vocabulary)
         self._segmenter = Segmenter(
@@ -35,12 +49,7 @@ class Segmentation:
             affinity=affinity,
             thresholds=LifecycleThresholds.from_dict(opened.thresholds.read_json()),
         )
-        self._segment(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
+        self.segment(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
 
-    @observed("segmentation")
-    async def segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> SegmentedTables:
-        """Interests (INTEREST_SCHEMA), lifecycle (LIFECYCLE_SCHEMA), affinities (AFFINITY_SCHEMA) of B users."""
-        return await asyncio.to_thread(self._segment, user_ids, timelines, as_of_us)
-
-    def _segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> SegmentedTables:
+    def segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> SegmentedTables:
         return self._segmenter.segment(unpack_timelines(user_ids, timelines), as_of_us=as_of_us)

@@ -56,9 +56,12 @@ def sonder(place: Path, command: str, timeout_s: float = 540) -> str:
 
 def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    names = ["init", "build", "profile", "serve", "submit", "lifecycle", "audience", "lookalike", "build"]
+    names = ["init", "build", "profile", "serve", "submit", "lifecycle", "audience", "lookalike"]
+    names += ["target", "forget", "build"]
     assert [command.split()[0] for command in commands] == names
-    init, build, profile, serve, _, lifecycle, preview, lookalike, again = commands  # test_submit.py submits
+    init, build, profile, serve, _, lifecycle, preview, lookalike, target, forget, again = (
+        commands  # test_submit.py submits
+    )
 
     shown = sonder(place, init.replace("LOG", "shop.csv"))
     assert "customer" in (place / "sonder.yaml").read_text(encoding="utf-8")
@@ -80,7 +83,13 @@ def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     grown = pl.read_csv(place / "more.csv")
     assert grown.height == 50
     assert not set(grown["user_id"]) & set(users.sort("num_events", descending=True).head(60)["user_id"])
+    task = config["scores"][0]["name"]  # so few users may be too few for churn
+    assert "gain" in sonder(place, target.replace("churn_60d", task)).lower()
+    forgotten = users.sort("num_events")["user_id"][0]
+    assert "Erased" in sonder(place, forget.replace("USER", forgotten))
     assert "item-kNN" in sonder(place, again)
+    newest = max((place / "workspace" / "releases").glob("r-*"), key=lambda release: release.stat().st_mtime)
+    assert forgotten not in pl.read_parquet(str(newest / "profiles" / "*" / "*.parquet"))["user_id"]
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ import xgboost
 from services.embedding.deployment import Embedding
 from services.gateway.engine import Engine
 from services.gateway.http import create_app
-from services.gateway.opening import open_engine
+from services.gateway.opening import describe, open_engine, open_packer
+from services.gateway.recent import RecentEvents
+from services.gateway.refresh import Refresher
 from services.gateway.stages import HandleStages
 from services.retrieval.deployment import Retrieval
 from services.scoring.deployment import Scoring
 from services.segmentation.deployment import Segmentation
 from sonder.core.config import InterestsConfig, SegmentsConfig, SonderConfig
 from sonder.core.ids import bucket_of
-from sonder.core.storage import publish
+from sonder.core.storage import MANIFEST, publish
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import Encoder, save_encoder, save_popularity
 from sonder.encoder.inference import embed_users
@@ -170,6 +173,21 @@ def build_tiny_release(folder: Path) -> TinyRelease:
     return TinyRelease(workspace, RELEASE, _user_ids(), SHOWN_ONLY, AS_OF_US, vocabulary)
 
 
+@pytest.fixture(scope="session")
+def another_release() -> Callable[[TinyRelease, str], str]:
+    """Makes a second one in the workspace of a first."""
+    return _another_release
+
+
+def _another_release(release: TinyRelease, release_id: str) -> str:
+    """The same files under another id, not promoted: what differs is who answers."""
+    source, target = release.workspace.release(release.release), release.workspace.release(release_id)
+    shutil.copytree(source.path, target.path)
+    manifest = (target / MANIFEST).read_json()
+    (target / MANIFEST).write_json({**manifest, "id": release_id})
+    return release_id
+
+
 def _user_ids() -> list[str]:
     return [f"user-{user}" for user in range(NUM_USERS)]
 
@@ -306,6 +324,13 @@ class Served:
         assert answer.status_code == 200, answer.text
         parsed: dict[str, Any] = answer.json()
         return parsed
+
+    def refresher(self) -> Refresher:
+        release = Release.open(self.release.workspace, self.release.release)
+        info = describe(release, num_profiles=0)
+        packer = open_packer(release, self.store)
+        recent = RecentEvents(self.store, self.log, packer, info.cold, release_as_of_us=info.as_of_us)
+        return Refresher(recent, self.engine._fresh_path, clock_us=lambda: 1_800_000_000_000_000)
 
     def together(self, requests: list[tuple[str, str, dict[str, Any]]]) -> list[httpx.Response]:
         """Send all at the same moment."""

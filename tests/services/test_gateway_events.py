@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.gateway.opening import describe, open_packer
-from services.gateway.recent import RecentEvents
-from services.gateway.refresh import MAX_TRIES, Refresher
+from services.gateway.refresh import MAX_TRIES
 from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.profiles.record import iso_time
-from sonder.releases.artefacts import Release
 
 if TYPE_CHECKING:
     from conftest import Served
@@ -33,16 +30,8 @@ def send(served: Served, *rows: Any) -> dict[str, Any]:
     return parsed
 
 
-def refresher(served: Served) -> Refresher:
-    release = Release.open(served.release.workspace, served.release.release)
-    info = describe(release, num_profiles=0)
-    packer = open_packer(release, served.store)
-    recent = RecentEvents(served.store, served.log, packer, info.cold, release_as_of_us=info.as_of_us)
-    return Refresher(recent, served.engine._fresh_path, clock_us=lambda: 1_800_000_000_000_000)
-
-
 def refresh(served: Served) -> int:
-    return asyncio.run(refresher(served).step())
+    return asyncio.run(served.refresher().step())
 
 
 def settled(answer: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +135,7 @@ def test_events_out_of_order_give_the_same_profile(own_served: Served, order: tu
 def test_a_stage_that_fails_is_waited_for_and_nothing_is_lost(own_served: Served) -> None:
     send(own_served, row(own_served, "user-1", "item-3"))
     own_served.handles["scoring"].fails["score"] = RuntimeError("down")
-    following, before = refresher(own_served), own_served.get("/v1/users/user-1")
+    following, before = own_served.refresher(), own_served.get("/v1/users/user-1")
     with pytest.raises(Exception, match="scoring failed, try 1"):
         asyncio.run(following.step())
     assert own_served.get("/v1/users/user-1")["num_events"] == before["num_events"]
@@ -158,7 +147,7 @@ def test_a_stage_that_fails_is_waited_for_and_nothing_is_lost(own_served: Served
 def test_a_stage_that_never_answers_does_not_stop_the_others(own_served: Served) -> None:
     send(own_served, row(own_served, "user-1", "item-3"))
     own_served.handles["scoring"].fails["score"] = RuntimeError("down")
-    following, before = refresher(own_served), own_served.get("/v1/users/user-1")
+    following, before = own_served.refresher(), own_served.get("/v1/users/user-1")
     for _ in range(MAX_TRIES - 1):
         with pytest.raises(Exception, match="scoring failed"):
             asyncio.run(following.step())

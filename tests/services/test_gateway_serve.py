@@ -17,6 +17,7 @@ from services.gateway.start import APPLICATION, started
 from sonder.client import Client
 from sonder.core.errors import InvalidRequest
 from sonder.profiles.record import iso_time
+from sonder.releases.registry import Registry
 
 if TYPE_CHECKING:
     from conftest import Served, TinyRelease
@@ -108,3 +109,19 @@ def test_an_event_is_in_the_stored_profile_a_moment_after_it_was_accepted(url: s
             assert time.monotonic() < deadline, "the refresh did not come"
             time.sleep(0.02)
     assert (stored["num_events"], stored["segments"]["lifecycle"]) == (1, "new")
+
+
+def test_a_promotion_is_served_without_a_restart_and_no_read_fails(
+    url: str, tiny_release: TinyRelease, another_release: Callable[[TinyRelease, str], str]
+) -> None:
+    another_release(tiny_release, "release-2")
+    registry, deadline = Registry(tiny_release.workspace), time.monotonic() + 60
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        for release in ("release-2", "release-1"):  # and back
+            registry.promote(release, reason="a test")
+            answer = {"release": ""}
+            while answer["release"] != release:
+                assert time.monotonic() < deadline, "the promotion did not come"
+                answer = http.get("/v1/users/user-1").raise_for_status().json()
+                assert "degraded" not in http.get("/v1/users/user-1?fresh=true").raise_for_status().json()
+            assert "degraded" not in http.get("/v1/users/user-1/recommendations").raise_for_status().json()

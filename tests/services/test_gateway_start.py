@@ -159,7 +159,7 @@ def test_it_listens_on_loopback_mends_a_killed_replica_and_leaves_nothing_behind
         listeners = running.listeners()
         assert (LOOPBACK, running.port) in [(address, port) for _, address, port in listeners]
         open_to_all = [(pid, port) for pid, address, port in listeners if address not in (LOOPBACK, "::ffff:127.0.0.1")]
-        replicas = {running.replica_of(name) for name in ("gateway", *STAGES)}
+        replicas = {running.replica_of(name) for name in ("gateway", "refresh", *STAGES)}
         assert {pid for pid, _ in open_to_all} <= replicas  # docs/decisions/0003: Ray's ports between replicas
         assert all(is_refused_without_token(port) for _, port in open_to_all)
 

@@ -32,7 +32,7 @@ from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.packing import pack_timelines
 from sonder.profiles.record import embeddings_of, to_json_records
 from sonder.profiles.redis_store import RedisStore
-from sonder.profiles.store import LoadingStore, StoredProfile, StoreMetadata
+from sonder.profiles.store import LoadingStore, ProfileStore, StoredProfile, StoreMetadata
 
 MAX_EVENTS = 2_000
 _READERS = 2  # parts read at once, beside the one that is written
@@ -74,6 +74,18 @@ def ensure_networked_store(url: str, source: StoreSource) -> RedisStore:
             return RedisStore.open(url, release=source.release)
         _load(store, source)
     return RedisStore.open(url, release=source.release)
+
+
+def drop_erased(store: ProfileStore, profiles: Folder, erased: Erased) -> int:
+    """Delete the records of users erased after a load had read who was -> how many."""
+    if not erased:
+        return 0
+    num_deleted = 0
+    for name in _parts(profiles):
+        user_ids = (profiles / name).read_table(["user_id"]).column(0)
+        gone = user_ids.filter(pa.array(is_erased(user_ids, erased)))
+        num_deleted += sum(store.delete(user_id) for user_id in gone.to_pylist())
+    return num_deleted
 
 
 def _unfinished(source: StoreSource) -> StoreMetadata:
