@@ -13,4 +13,19 @@ releases    one immutable set of artefacts      evaluation  protocols, metrics, 
 client      the typed HTTP client
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sonder.client import AsyncClient, Client
+
+__all__ = ["AsyncClient", "Client", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The clients, imported when they are first asked for: the library itself needs no HTTP."""
+    if name in ("AsyncClient", "Client"):
+        from sonder import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,13 @@
-"""The typed HTTP client of a running Sonder: the only room of the library that speaks HTTP.
+"""The typed HTTP clients of a running Sonder: the only room of the library that speaks HTTP.
 
-client      Client: profiles, recommendations, similar users, the release, with retries
-problems    problem documents -> the errors of sonder.core.errors
+calls           what each route is asked and answers
+attempts        retries with jitter under a deadline, API key, trace
+client          Client
+async_client    AsyncClient
+problems        problem documents -> the errors of sonder.core.errors
 """
 
+from sonder.client.async_client import AsyncClient
 from sonder.client.client import Client
 
-__all__ = ["Client"]
+__all__ = ["AsyncClient", "Client"]

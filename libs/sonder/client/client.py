@@ -1,111 +1,92 @@
-"""A synchronous client: one method per route, answers as typed dictionaries, retries where repeating is safe.
-
-Every request here only reads, so all are repeated on 429, 502, 503, 504 and on a broken connection: up to
-`max_retries` times, after the server's `Retry-After` or a random part of a doubling pause (full jitter, so that clients
-that failed together do not come back together).
-"""
+"""The synchronous client: one method per route, answers as typed dictionaries, retries (client.attempts)."""
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NotRequired, TypedDict, cast
-from urllib.parse import quote
+from typing import Any, TypeVar, cast
 
 import httpx
 
-from sonder.client.problems import error_of
-from sonder.core.errors import StageUnavailable
+from sonder.client import calls
+from sonder.client.attempts import Attempts, key_headers, request_headers
+from sonder.client.calls import Accepted, Call, Profile, Recommendations, SimilarUsers
 
-MAX_BATCH = 1_000
-_TRY_AGAIN = {429, 502, 503, 504}
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-
-
-class Answer(TypedDict):
-    """What every answer about a user carries."""
-
-    release: str
-    age_ms: int
-    user_id: str
-    is_cold: bool
-    cold_reason: str | None
-    as_of: str
-    computed_at: str
-    degraded: NotRequired[list[dict[str, str]]]  # what is missing, why, and what stands in
-
-
-class Profile(Answer, total=False):
-    """Whole, or only the fields that were asked for."""
-
-    num_events: int
-    first_seen: str | None
-    last_seen: str | None
-    segments: dict[str, Any]
-    interests: list[dict[str, Any]]
-    affinities: list[dict[str, Any]]
-    scores: list[dict[str, Any]]
-    audiences: list[dict[str, Any]] | None
-    embedding: list[float] | None
-
-
-class Recommendations(Answer):
-    fallback: str | None
-    recommendations: list[dict[str, Any]]
-
-
-class SimilarUsers(Answer):
-    similar: list[dict[str, Any]]
+T = TypeVar("T")
 
 
 class Client:
-    """`with Client("http://127.0.0.1:8000") as sonder: sonder.profile("user-1")`. Raises sonder.core.errors."""
+    """`with Client("http://127.0.0.1:8000") as sonder: sonder.profile("user-1")`. Raises sonder.core.errors.
+
+    `timeout_s` is of one try, `deadline_s` of all tries of a call. `api_key`: else SONDER_API_KEY.
+    """
 
     def __init__(
         self,
         url: str,
         *,
+        api_key: str | None = None,
         timeout_s: float = 10.0,
+        deadline_s: float = 30.0,
         max_retries: int = 4,
         transport: httpx.BaseTransport | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._http = httpx.Client(base_url=url, timeout=timeout_s, transport=transport)
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, transport=transport, headers=key_headers(api_key))
+        self._timeout_s, self._deadline_s = timeout_s, deadline_s
         self._max_retries, self._pause = max_retries, pause
 
     def profile(self, user_id: str, *, fields: Sequence[str] | None = None, fresh: bool = False) -> Profile:
         """The stored profile, or with `fresh` one computed now."""
-        query: dict[str, str] = {"fresh": "true"} if fresh else {}
-        if fields is not None:
-            query["fields"] = ",".join(fields)
-        return cast(Profile, self._get(_user(user_id), query))
+        return self._send(calls.profile(user_id, fields, fresh=fresh))
 
     def batch_get(self, user_ids: Sequence[str]) -> Iterator[Profile]:
         """Stored profiles of any number of users, in their order, 1,000 a request."""
-        for start in range(0, len(user_ids), MAX_BATCH):
-            asked = list(user_ids[start : start + MAX_BATCH])
-            yield from self._send("POST", "/v1/users:batchGet", json={"user_ids": asked})["profiles"]
+        for call in calls.profiles(user_ids):
+            yield from self._send(call)["profiles"]
 
     def recommendations(
         self, user_id: str, *, k: int = 10, seen: bool = False, interests: bool = False
     ) -> Recommendations:
         """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's."""
-        query = {"k": str(k), "seen": str(seen).lower(), "from": "interests" if interests else "vector"}
-        return cast(Recommendations, self._get(f"{_user(user_id)}/recommendations", query))
+        return self._send(calls.recommendations(user_id, k=k, seen=seen, interests=interests))
 
     def similar(self, user_id: str, *, k: int = 10) -> SimilarUsers:
         """Nearest other users."""
-        return cast(SimilarUsers, self._get(f"{_user(user_id)}/similar", {"k": str(k)}))
+        return self._send(calls.similar(user_id, k=k))
 
     def explanation(self, user_id: str) -> dict[str, Any]:
         """Why the profile says what it says."""
-        return self._get(f"{_user(user_id)}/explanation", {})
+        return self._send(calls.explanation(user_id))
+
+    def preview_audience(self, rule: str, *, sample: int | None = None) -> dict[str, Any]:
+        """Size, share, overlap and members of a rule, from a random sample of many users."""
+        return self._send(calls.preview_audience(rule, sample=sample))
+
+    def lookalike(self, seeds: Sequence[str], *, size: int, exclude: Sequence[str] = ()) -> dict[str, Any]:
+        """The users most like the seeds, best first."""
+        return self._send(calls.lookalike(seeds, size=size, exclude=exclude))
+
+    def send_events(self, rows: Iterable[Mapping[str, Any]]) -> Accepted:
+        """Send any number of events, 1,000 a request; what is counted as accepted is on the server's disk.
+
+        A row is user_id, item_id, action, and where known event_id, timestamp, surface, value. Where a request fails
+        for good its error is raised: what was sent before it is accepted, and sending all again counts nothing twice
+        if the rows had an event_id.
+        """
+        total = calls.nothing_yet()
+        for start, call in calls.events(rows):
+            total = calls.counted(total, self._send(call), start)
+        return total
+
+    def erase(self, user_id: str) -> dict[str, Any]:
+        """Erase the user everywhere -> the receipt; repeating it is harmless."""
+        return self._send(calls.erase(user_id))
 
     def release(self) -> dict[str, Any]:
         """The release that answers come from."""
-        return self._get("/v1/release", {})
+        return self._send(calls.release())
 
     def is_ready(self) -> bool:
         """Whether a release is loaded; asked once, without retries."""
@@ -125,37 +106,25 @@ class Client:
     ) -> None:
         self.close()
 
-    def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
-        return self._send("GET", path, params=query)
-
-    def _send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+    def _send(self, call: Call[T]) -> T:
         """Send, again where that may help; the last failure is raised."""
-        for attempt in range(self._max_retries + 1):
-            is_last = attempt == self._max_retries
+        attempts = Attempts(str(self._http.base_url), self._max_retries, self._deadline_s)
+        while True:
+            started = time.monotonic()
             try:
-                answer = self._http.request(method, path, **content)
+                answer: httpx.Response | httpx.TransportError = self._http.request(
+                    call.method,
+                    call.path,
+                    params=call.query,
+                    json=call.json,
+                    headers=request_headers(),
+                    timeout=call.timeout_s or self._timeout_s,
+                )
             except httpx.TransportError as error:
-                if is_last:
-                    raise StageUnavailable(
-                        f"{self._http.base_url} does not answer: {error}", do="Start it with `sonder serve`."
-                    ) from error
-                self._pause(_pause_s(attempt, None))
-                continue
-            if answer.is_success:
-                parsed: dict[str, Any] = answer.json()
-                return parsed
-            if is_last or answer.status_code not in _TRY_AGAIN:
-                raise error_of(answer)
-            self._pause(_pause_s(attempt, answer.headers.get("retry-after")))
-        raise AssertionError("the last attempt returns or raises")
-
-
-def _pause_s(attempt: int, retry_after: str | None) -> float:
-    """Seconds to wait: what the server asks for plus jitter, else a random part of a doubling pause."""
-    longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**attempt)
-    asked = min(float(retry_after), 30.0) if retry_after is not None and retry_after.isdigit() else 0.0
-    return asked + random.uniform(0, longest)
-
-
-def _user(user_id: str) -> str:
-    return f"/v1/users/{quote(user_id, safe='')}"
+                answer = error
+            if isinstance(answer, httpx.Response) and answer.is_success:
+                return cast(T, answer.json())
+            attempts.waited_s += time.monotonic() - started
+            pause_s = attempts.pause_s(answer)
+            self._pause(pause_s)
+            attempts.waited_s += pause_s

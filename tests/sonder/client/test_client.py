@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 
 import httpx
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
-from sonder.client import Client
+from sonder.client import AsyncClient, Client, calls
 from sonder.core.errors import InvalidRequest, NotFound, NotReady, SonderError, StageUnavailable
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -136,3 +141,117 @@ def test_an_error_that_is_no_problem_document_still_names_its_status() -> None:
         pytest.raises(SonderError, match="500 Internal Server Error"),
     ):
         sonder.release()
+
+
+def test_events_are_cut_into_requests_and_a_repetition_has_the_same_ids() -> None:
+    bodies: list[list[dict[str, str]]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(httpx.Response(200, content=request.content).json()["events"])
+        if len(bodies) == 1:
+            raise httpx.ReadError("the answer was lost")
+        rejected = [{"row": 0, "reason": "anonymous", "detail": "no user_id"}] if len(bodies[-1]) < 1_000 else []
+        return httpx.Response(202, json={"accepted": len(bodies[-1]), "duplicates": 0, "rejected": rejected})
+
+    rows = ({"user_id": "u", "item_id": "i", "action": "buy"} for _ in range(1_002))
+    with client(handler) as sonder:
+        told = sonder.send_events(rows)
+    assert bodies[0] == bodies[1]
+    assert len({row["event_id"] for row in bodies[1] + bodies[2]}) == 1_002
+    assert (told["accepted"], [row["row"] for row in told["rejected"]]) == (1_002, [1_000])
+
+
+def test_an_event_keeps_its_own_id() -> None:
+    call = next(calls.events([{"event_id": "mine", "user_id": "u"}]))[1]
+    assert call.json["events"] == [{"event_id": "mine", "user_id": "u"}]
+
+
+def test_tries_end_at_the_deadline_of_the_call() -> None:
+    handler, seen = failing(429, times=99, headers={"retry-after": "20"})
+    with (
+        Client("http://sonder", transport=httpx.MockTransport(handler), pause=lambda _: None, deadline_s=30) as sonder,
+        pytest.raises(StageUnavailable),
+    ):
+        sonder.release()
+    assert len(seen) == 2
+
+
+def test_the_key_travels_as_a_header_and_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["authorization"])
+        return httpx.Response(403, json={"title": "Forbidden", "detail": "not for this key"})
+
+    monkeypatch.setenv("SONDER_API_KEY", "from-the-environment")
+    for given in (None, "given"):
+        sonder = Client("http://sonder", api_key=given, transport=httpx.MockTransport(handler))
+        with sonder, pytest.raises(InvalidRequest) as told:
+            sonder.erase("u")
+        assert keys[-1].removeprefix("Bearer ") not in f"{told.value!r} {sonder!r} {vars(sonder)!r}"
+    assert keys == ["Bearer from-the-environment", "Bearer given"]
+
+
+def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
+    def methods(kind: type) -> dict[str, list[str]]:
+        public = {name: member for name, member in vars(kind).items() if not name.startswith("_")}
+        return {name: list(inspect.signature(member).parameters) for name, member in public.items()}
+
+    assert methods(Client) == methods(AsyncClient)
+
+
+def test_the_asynchronous_client_reads_batches_side_by_side_within_its_bound_and_in_order() -> None:
+    at_once, most = 0, 0
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal at_once, most
+        at_once, most = at_once + 1, max(most, at_once + 1)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        user_ids = httpx.Response(200, content=request.content).json()["user_ids"]
+        return httpx.Response(200, json={"profiles": [{"user_id": user_id} for user_id in user_ids]})
+
+    asked = [str(user) for user in range(5_500)]
+
+    async def read() -> list[str]:
+        async with AsyncClient("http://sonder", transport=httpx.MockTransport(handler), max_at_once=3) as sonder:
+            return [profile["user_id"] for profile in await sonder.batch_get(asked)]
+
+    assert asyncio.run(read()) == asked
+    assert most == 3
+
+
+def test_the_asynchronous_client_tries_again_and_then_raises_the_same_errors() -> None:
+    handler, seen = failing(503, times=99)
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def ask() -> None:
+        async with AsyncClient("http://sonder", transport=httpx.MockTransport(handler), pause=pause) as sonder:
+            with pytest.raises(StageUnavailable, match="try later"):
+                await sonder.release()
+
+    asyncio.run(ask())
+    assert (len(seen), len(pauses)) == (5, 4)
+
+
+def test_the_trace_of_the_caller_goes_along() -> None:
+    traced: list[str | None] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        traced.append(request.headers.get("traceparent"))
+        return httpx.Response(200, json={})
+
+    span = NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1)))
+    with client(handler) as sonder:
+        with use_span(span):
+            sonder.release()
+        sonder.release()
+    assert traced == [f"00-{1:032x}-{2:016x}-01", None]
+
+
+def test_the_library_itself_imports_no_http() -> None:
+    code = "import sys, sonder; assert 'httpx' not in sys.modules; sonder.Client; assert 'httpx' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

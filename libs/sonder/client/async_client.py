@@ -1,0 +1,136 @@
+"""The asynchronous client: the same routes, answers and retries; batches go side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import httpx
+
+from sonder.client import calls
+from sonder.client.attempts import Attempts, key_headers, request_headers
+from sonder.client.calls import Accepted, Call, Profile, Recommendations, SimilarUsers
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`async with AsyncClient(url) as sonder: await sonder.profile("user-1")`. Raises sonder.core.errors.
+
+    Parameters as of Client; `max_at_once` bounds the requests of one `batch_get`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 10.0,
+        deadline_s: float = 30.0,
+        max_retries: int = 4,
+        max_at_once: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, timeout=timeout_s, transport=transport, headers=key_headers(api_key)
+        )
+        self._timeout_s, self._deadline_s, self._max_at_once = timeout_s, deadline_s, max_at_once
+        self._max_retries, self._pause = max_retries, pause
+
+    async def profile(self, user_id: str, *, fields: Sequence[str] | None = None, fresh: bool = False) -> Profile:
+        """The stored profile, or with `fresh` one computed now."""
+        return await self._send(calls.profile(user_id, fields, fresh=fresh))
+
+    async def batch_get(self, user_ids: Sequence[str]) -> list[Profile]:
+        """Stored profiles of any number of users, in their order, 1,000 a request and some requests at once."""
+        free = asyncio.Semaphore(self._max_at_once)
+
+        async def bounded(call: Call[calls.Profiles]) -> list[Profile]:
+            async with free:
+                return (await self._send(call))["profiles"]
+
+        async with asyncio.TaskGroup() as group:  # where one fails the others are cancelled
+            parts = [group.create_task(bounded(call)) for call in calls.profiles(user_ids)]
+        return [profile for part in parts for profile in part.result()]
+
+    async def recommendations(
+        self, user_id: str, *, k: int = 10, seen: bool = False, interests: bool = False
+    ) -> Recommendations:
+        """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's."""
+        return await self._send(calls.recommendations(user_id, k=k, seen=seen, interests=interests))
+
+    async def similar(self, user_id: str, *, k: int = 10) -> SimilarUsers:
+        """Nearest other users."""
+        return await self._send(calls.similar(user_id, k=k))
+
+    async def explanation(self, user_id: str) -> dict[str, Any]:
+        """Why the profile says what it says."""
+        return await self._send(calls.explanation(user_id))
+
+    async def preview_audience(self, rule: str, *, sample: int | None = None) -> dict[str, Any]:
+        """Size, share, overlap and members of a rule, from a random sample of many users."""
+        return await self._send(calls.preview_audience(rule, sample=sample))
+
+    async def lookalike(self, seeds: Sequence[str], *, size: int, exclude: Sequence[str] = ()) -> dict[str, Any]:
+        """The users most like the seeds, best first."""
+        return await self._send(calls.lookalike(seeds, size=size, exclude=exclude))
+
+    async def send_events(self, rows: Iterable[Mapping[str, Any]]) -> Accepted:
+        """As Client.send_events: one request after the other, so a user's events arrive in their order."""
+        total = calls.nothing_yet()
+        for start, call in calls.events(rows):
+            total = calls.counted(total, await self._send(call), start)
+        return total
+
+    async def erase(self, user_id: str) -> dict[str, Any]:
+        """Erase the user everywhere -> the receipt; repeating it is harmless."""
+        return await self._send(calls.erase(user_id))
+
+    async def release(self) -> dict[str, Any]:
+        """The release that answers come from."""
+        return await self._send(calls.release())
+
+    async def is_ready(self) -> bool:
+        """Whether a release is loaded; asked once, without retries."""
+        try:
+            return (await self._http.get("/readyz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _send(self, call: Call[T]) -> T:
+        """Send, again where that may help; the last failure is raised."""
+        attempts = Attempts(str(self._http.base_url), self._max_retries, self._deadline_s)
+        while True:
+            started = time.monotonic()
+            try:
+                answer: httpx.Response | httpx.TransportError = await self._http.request(
+                    call.method,
+                    call.path,
+                    params=call.query,
+                    json=call.json,
+                    headers=request_headers(),
+                    timeout=call.timeout_s or self._timeout_s,
+                )
+            except httpx.TransportError as error:
+                answer = error
+            if isinstance(answer, httpx.Response) and answer.is_success:
+                return cast(T, answer.json())
+            attempts.waited_s += time.monotonic() - started
+            pause_s = attempts.pause_s(answer)
+            await self._pause(pause_s)
+            attempts.waited_s += pause_s

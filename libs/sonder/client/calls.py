@@ -1,0 +1,151 @@
+"""What each route is asked and answers, without speaking HTTP: both clients send these.
+
+Every call may be repeated: reads change nothing, an erasure erases once, and an event counts once by its id.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
+from urllib.parse import quote
+
+MAX_BATCH = 1_000  # users or events of a request
+LOOKALIKE_TIMEOUT_S = 40.0  # the server takes up to 30 s
+
+T = TypeVar("T")
+
+
+class Answer(TypedDict):
+    """What every answer about a user carries."""
+
+    release: str
+    age_ms: int
+    user_id: str
+    is_cold: bool
+    cold_reason: str | None
+    as_of: str
+    computed_at: str
+    degraded: NotRequired[list[dict[str, str]]]  # what is missing, why, and what stands in
+
+
+class Profile(Answer, total=False):
+    """Whole, or only the fields that were asked for."""
+
+    num_events: int
+    first_seen: str | None
+    last_seen: str | None
+    segments: dict[str, Any]
+    interests: list[dict[str, Any]]
+    affinities: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
+    audiences: list[dict[str, Any]] | None
+    embedding: list[float] | None
+
+
+class Profiles(TypedDict):
+    release: str
+    profiles: list[Profile]
+
+
+class Recommendations(Answer):
+    fallback: str | None
+    recommendations: list[dict[str, Any]]
+
+
+class SimilarUsers(Answer):
+    similar: list[dict[str, Any]]
+
+
+class Accepted(TypedDict):
+    """What became of events; `rejected` names the row among all that were sent, and why."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request; T is what its answer is."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    timeout_s: float | None = None  # None: the client's
+
+
+def profile(user_id: str, fields: Sequence[str] | None, *, fresh: bool) -> Call[Profile]:
+    query = {"fresh": "true"} if fresh else {}
+    if fields is not None:
+        query["fields"] = ",".join(fields)
+    return Call("GET", _user(user_id), query)
+
+
+def profiles(user_ids: Sequence[str]) -> Iterator[Call[Profiles]]:
+    """As many calls as MAX_BATCH makes of the users."""
+    for start in range(0, len(user_ids), MAX_BATCH):
+        yield Call("POST", "/v1/users:batchGet", json={"user_ids": list(user_ids[start : start + MAX_BATCH])})
+
+
+def recommendations(user_id: str, *, k: int, seen: bool, interests: bool) -> Call[Recommendations]:
+    query = {"k": str(k), "seen": str(seen).lower(), "from": "interests" if interests else "vector"}
+    return Call("GET", f"{_user(user_id)}/recommendations", query)
+
+
+def similar(user_id: str, *, k: int) -> Call[SimilarUsers]:
+    return Call("GET", f"{_user(user_id)}/similar", {"k": str(k)})
+
+
+def explanation(user_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"{_user(user_id)}/explanation")
+
+
+def preview_audience(rule: str, *, sample: int | None) -> Call[dict[str, Any]]:
+    asked = {"rule": rule} | ({} if sample is None else {"sample": sample})
+    return Call("POST", "/v1/audiences:preview", json=asked)
+
+
+def lookalike(seeds: Sequence[str], *, size: int, exclude: Sequence[str]) -> Call[dict[str, Any]]:
+    asked = {"seeds": list(seeds), "size": size, "exclude": list(exclude)}
+    return Call("POST", "/v1/audiences:lookalike", json=asked, timeout_s=LOOKALIKE_TIMEOUT_S)
+
+
+def events(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Call[Accepted]]]:
+    """Place of the first row, and the call; a row without an `event_id` gets one now, so that a repetition is known."""
+    start, batch = 0, list[dict[str, Any]]()
+    for row in rows:
+        batch.append({"event_id": str(uuid.uuid4()), **row})
+        if len(batch) == MAX_BATCH:
+            yield start, Call("POST", "/v1/events", json={"events": batch})
+            start, batch = start + len(batch), []
+    if batch:
+        yield start, Call("POST", "/v1/events", json={"events": batch})
+
+
+def counted(total: Accepted, answer: Accepted, start: int) -> Accepted:
+    """The sum, with the places of rejected rows counted from the first row of all."""
+    moved = [{**row, "row": row["row"] + start} for row in answer["rejected"]]
+    return {
+        "accepted": total["accepted"] + answer["accepted"],
+        "duplicates": total["duplicates"] + answer["duplicates"],
+        "rejected": total["rejected"] + moved,
+    }
+
+
+def nothing_yet() -> Accepted:
+    return {"accepted": 0, "duplicates": 0, "rejected": []}
+
+
+def erase(user_id: str) -> Call[dict[str, Any]]:
+    return Call("DELETE", _user(user_id))
+
+
+def release() -> Call[dict[str, Any]]:
+    return Call("GET", "/v1/release")
+
+
+def _user(user_id: str) -> str:
+    return f"/v1/users/{quote(user_id, safe='')}"
