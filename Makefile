@@ -11,7 +11,7 @@ SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store chaos docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval chaos docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-serving: setup $(SERVED) ## reads and fresh profiles beside an empty Serve
 
 bench-freshness: setup $(SERVED) ## from an event to the changed profile, 500 events and 500 reads a second; ends in one JSON line
 	$(BIN)/python -m benchmarks.freshness $(SERVED)
+
+bench-retrieval: setup ## nearest items by index against exact; ends in one JSON line
+	$(BIN)/python -m benchmarks.retrieval
 
 chaos: setup $(SERVED) ## SIGKILL every part under load; ends in one JSON line
 	$(BIN)/python -m benchmarks.chaos $(SERVED)

@@ -25,10 +25,10 @@ from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.memberships import AudienceMemberships, Audiences
 from services.gateway.reasons import explain_interest, explain_score
 from services.gateway.recent import Current, RecentEvents
-from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages
+from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages, Wish
 from services.warming import sample_batch
 from sonder.core import metrics
-from sonder.core.errors import InvalidRequest, StageUnavailable
+from sonder.core.errors import InvalidRequest, NotFound, StageUnavailable
 from sonder.events.online import OnlineEvent, read_events
 from sonder.profiles.attributes import FACTS
 from sonder.profiles.online_log import Appended, OnlineLog
@@ -43,7 +43,22 @@ ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
 PARTS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", *FACTS, "embedding")
 FIELDS = (*PARTS, "audiences")  # these are kept apart from the profile: they change between releases
 MAX_ANSWERS = 100
+NO_WISH = Wish()
 LOOKALIKE_BUDGET_S = 30.0  # an audience is fitted while its caller waits
+
+
+@dataclass(frozen=True)
+class PopularItem:
+    """An item that anybody may be shown."""
+
+    index: int
+    item: FoundItem
+    age_days: float  # since its first event, at the release's as_of; 0 for one that nobody met yet
+
+    def is_wished(self, wish: Wish) -> bool:
+        category = self.item.category or ""
+        is_within = wish.category is None or f"{category}/".startswith(f"{wish.category}/")
+        return is_within and (wish.max_age_days is None or self.age_days <= wish.max_age_days)
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class ReleaseInfo:
     as_of_us: int
     summary: dict[str, Any]  # answered by /v1/release
     base_rates: Mapping[str, float]  # of each score, what a cold user gets
-    popular: tuple[tuple[int, FoundItem], ...]  # with their item_index, most popular first
+    popular: tuple[PopularItem, ...]  # most popular first
     clusters: Clusters | None = None  # None: a release without behaviour clusters
 
     def cold(self, user_id: str) -> StoredProfile:
@@ -192,7 +207,7 @@ class Engine:
         )
         await asyncio.gather(
             self._stages.score(batch, vectors, with_drivers=True, deadline=deadline),
-            self._stages.recommend(vectors, timelines, 1, deadline=deadline),
+            self._stages.recommend(vectors, timelines, 1, [NO_WISH] * 2, deadline=deadline),
             self._stages.similar(user_ids, vectors, 1, deadline=deadline),
         )
 
@@ -225,10 +240,13 @@ class Engine:
             audiences = await asyncio.to_thread(self._memberships.fresh, user_id, fresh.body, timeline)
         return self._answer(computed, fields, fresh.degraded, audiences=audiences)
 
-    async def recommendations(self, user_id: str, *, k: int, seen: bool, with_interests: bool = False) -> bytes:
+    async def recommendations(
+        self, user_id: str, *, k: int, seen: bool, with_interests: bool = False, wish: Wish = NO_WISH
+    ) -> bytes:
         """Nearest items, without those of the history unless `seen`; popular ones for a cold user, and marked so.
 
-        `with_interests`: the user's interests and its vector share the k places in turns.
+        `with_interests`: the user's interests and its vector share the k places in turns. What is filtered by `wish`
+        is no popular item either; diversity is not asked of those.
         """
         stored = self._recent.current(user_id).profile  # what was just acted on is not suggested next
         degraded: tuple[dict[str, Any], ...] = ()
@@ -236,17 +254,31 @@ class Engine:
         if stored.embedding:
             try:
                 interests = _medoids(stored.body) if with_interests else None
-                query = Query(user_id, stored.embedding, b"" if seen else stored.timeline, k, interests)
+                query = Query(user_id, stored.embedding, b"" if seen else stored.timeline, k, interests, wish)
                 found = await self._finding.items(query)
             except StageUnavailable as error:
                 degraded = ({"stage": "retrieval", "reason": error.found, "instead": "popular items"},)
-        fallback = None if found else "popular"
-        items = found or self._popular(stored.timeline if not seen else b"", k)
+        items = found or self._popular(stored.timeline if not seen else b"", k, wish)
+        fallback = "popular" if items and not found else None
         ranked = [
             {"rank": rank, "item_id": i.item_id, "title": i.title, "category": i.category, "score": i.score}
             for rank, i in enumerate(items, 1)
         ]
         return self._parts_answer(stored, {"fallback": fallback, "recommendations": ranked}, degraded)
+
+    async def similar_items(self, item_id: str, *, k: int) -> bytes:
+        """Nearest other items by cosine; NotFound for an item without a vector, StageUnavailable without retrieval."""
+        found = await self._finding.similar_items(item_id, k)
+        if found is None:
+            raise NotFound(
+                f"Release {self._release.id} has no vector of this item",
+                expected="an item of the catalogue or of the log that the release was built from",
+            )
+        similar = [
+            {"rank": rank, "item_id": i.item_id, "title": i.title, "category": i.category, "similarity": i.score}
+            for rank, i in enumerate(found, 1)
+        ]
+        return orjson.dumps({"release": self._release.id, "item_id": item_id, "similar": similar})
 
     async def similar(self, user_id: str, *, k: int) -> bytes:
         """Nearest other users; none for a cold user."""
@@ -402,9 +434,10 @@ class Engine:
     def _observe_age(self, computed_at_us: int) -> None:
         metrics.AGE_AT_READ_SECONDS.observe(max(0, self._clock_us() - computed_at_us) / 1e6)
 
-    def _popular(self, timeline: bytes, k: int) -> list[FoundItem]:
+    def _popular(self, timeline: bytes, k: int, wish: Wish) -> list[FoundItem]:
         seen = set(unpack_timelines(["user"], [timeline]).items.tolist())
-        return [item for index, item in self._release.popular if index not in seen][:k]
+        wanted = [one for one in self._release.popular if one.index not in seen and one.is_wished(wish)]
+        return [one.item for one in wanted[:k]]
 
 
 def _asks_audiences(fields: Sequence[str] | None) -> bool:

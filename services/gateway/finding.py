@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.batcher import MicroBatcher
-from services.gateway.stages import FoundItem, FoundUser, Stages
+from services.gateway.stages import FoundItem, FoundUser, Stages, Wish
 
 
 class Query(NamedTuple):
@@ -21,6 +21,7 @@ class Query(NamedTuple):
     seen: bytes  # packed timeline whose items are no answer
     k: int
     interests: list[tuple[str, float]] | None = None  # medoid_item_id, weight; None: the vector alone asks
+    wish: Wish = Wish()
 
 
 class Finding:
@@ -31,6 +32,7 @@ class Finding:
         self._nearest = MicroBatcher(self._find_items, name="find items")
         self._several = MicroBatcher(self._find_items_several, name="find items of interests")
         self._similar = MicroBatcher(self._find_users, name="find users")
+        self._similar_items = MicroBatcher(self._find_similar_items, name="find similar items")
 
     async def items(self, query: Query) -> list[FoundItem]:
         """Nearest k items; with interests, of these and the vector in turns."""
@@ -40,10 +42,14 @@ class Finding:
         """Nearest k other users."""
         return await self._similar.submit(query)
 
+    async def similar_items(self, item_id: str, k: int) -> list[FoundItem] | None:
+        """Nearest k other items; None for an item without a vector."""
+        return await self._similar_items.submit((item_id, k))
+
     async def _find_items(self, batch: Sequence[Query], waited_s: float) -> list[list[FoundItem]]:
         k = max(query.k for query in batch)
-        seen = [query.seen for query in batch]
-        rows = await self._stages.recommend(_vectors(batch), seen, k, deadline=self._deadline(waited_s))
+        seen, wishes = [query.seen for query in batch], [query.wish for query in batch]
+        rows = await self._stages.recommend(_vectors(batch), seen, k, wishes, deadline=self._deadline(waited_s))
         return [row[: query.k] for row, query in zip(rows, batch, strict=True)]
 
     async def _find_items_several(self, batch: Sequence[Query], waited_s: float) -> list[list[FoundItem]]:
@@ -53,6 +59,7 @@ class Finding:
             [query.interests or [] for query in batch],
             [query.seen for query in batch],
             k,
+            [query.wish for query in batch],
             deadline=self._deadline(waited_s),
         )
         return [row[: query.k] for row, query in zip(rows, batch, strict=True)]
@@ -62,6 +69,13 @@ class Finding:
         ids = [query.user_id for query in batch]
         rows = await self._stages.similar(ids, _vectors(batch), k, deadline=self._deadline(waited_s))
         return [row[: query.k] for row, query in zip(rows, batch, strict=True)]
+
+    async def _find_similar_items(
+        self, batch: Sequence[tuple[str, int]], waited_s: float
+    ) -> list[list[FoundItem] | None]:
+        most, ids = max(k for _, k in batch), [item_id for item_id, _ in batch]
+        rows = await self._stages.similar_items(ids, most, deadline=self._deadline(waited_s))
+        return [None if row is None else row[:k] for row, (_, k) in zip(rows, batch, strict=True)]
 
     def _deadline(self, waited_s: float) -> float:
         return asyncio.get_running_loop().time() + self._budget_s - waited_s

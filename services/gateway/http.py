@@ -20,7 +20,8 @@ import sonder
 from services.gateway import observing, problems, schemas
 from services.gateway.doors import Doors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
-from services.gateway.schemas import PathUserId
+from services.gateway.schemas import PathItemId, PathUserId
+from services.gateway.stages import Wish
 from sonder.core.errors import NotReady
 from sonder.core.storage import Folder
 
@@ -44,6 +45,21 @@ From = Annotated[
 ]
 
 
+Category = Annotated[
+    str | None,
+    Query(min_length=1, max_length=512, description="only items of this category or below it: a/b has a/b/c"),
+]
+MaxAge = Annotated[
+    float | None,
+    Query(
+        gt=0, le=36_500, description="only items whose first event is at most so many days before the release's as_of"
+    ),
+]
+Diversity = Annotated[
+    float, Query(ge=0, le=1, description="0: the nearest; towards 1: what differs from those above it (MMR)")
+]
+
+
 def _problem_response(description: str) -> dict[str, Any]:
     return {
         "description": description,
@@ -61,10 +77,15 @@ _UNREADY: dict[int | str, dict[str, Any]] = {503: _problem_response("No release 
 _NOT_WRITTEN: dict[int | str, dict[str, Any]] = {
     503: _problem_response("No release is loaded yet, or the log cannot be written: send the same events again")
 }
+_UNKNOWN_ITEM: dict[int | str, dict[str, Any]] = {
+    404: _problem_response("The release has no vector of this item"),
+    503: _problem_response("No release is loaded yet, or retrieval does not answer"),
+}
 _TOO_LARGE: dict[int | str, dict[str, Any]] = {413: _problem_response("The body is too large")}
 
 events = APIRouter(prefix="/v1", tags=["events"], responses={**_INVALID, **_NOT_WRITTEN})
 users = APIRouter(prefix="/v1", tags=["users"], responses={**_INVALID, **_UNREADY})
+items = APIRouter(prefix="/v1", tags=["items"], responses={**_INVALID, **_UNREADY})
 audiences = APIRouter(prefix="/v1", tags=["audiences"], responses={**_INVALID, **_UNREADY})
 operations = APIRouter(tags=["operations"])
 
@@ -85,6 +106,7 @@ def create_app(engine: Engine | None, *, keys: Folder | None = None) -> FastAPI:
     app.state.engine = engine
     app.include_router(events)
     app.include_router(users)
+    app.include_router(items)
     app.include_router(audiences)
     app.include_router(operations)
     app.include_router(observing.observation)
@@ -198,17 +220,31 @@ async def read_explanation(request: Request, user_id: PathUserId) -> Response:
 
 @users.get("/users/{user_id}/recommendations", response_model=schemas.RecommendationsAnswer)
 async def read_recommendations(
-    request: Request, user_id: PathUserId, k: Count = 10, seen: bool = False, by: From = "vector"
+    request: Request,
+    user_id: PathUserId,
+    k: Count = 10,
+    seen: bool = False,
+    by: From = "vector",
+    category: Category = None,
+    max_age_days: MaxAge = None,
+    diversity: Diversity = 0.0,
 ) -> Response:
     """Items nearest to the user; those of the history only with `seen`. Popular items, marked so, for a cold user."""
+    wish = Wish(category, max_age_days, diversity)
     engine = _engine(request)
-    return _json(await engine.recommendations(user_id, k=k, seen=seen, with_interests=by == "interests"))
+    return _json(await engine.recommendations(user_id, k=k, seen=seen, with_interests=by == "interests", wish=wish))
 
 
 @users.get("/users/{user_id}/similar", response_model=schemas.SimilarAnswer)
 async def read_similar(request: Request, user_id: PathUserId, k: Count = 10) -> Response:
     """Users nearest to the user."""
     return _json(await _engine(request).similar(user_id, k=k))
+
+
+@items.get("/items/{item_id}/similar", response_model=schemas.SimilarItemsAnswer, responses=_UNKNOWN_ITEM)
+async def read_similar_items(request: Request, item_id: PathItemId, k: Count = 10) -> Response:
+    """Items nearest to the item, by the cosine of their vectors."""
+    return _json(await _engine(request).similar_items(item_id, k=k))
 
 
 @audiences.post("/audiences:preview", response_model=schemas.AudiencePreview, responses=_TOO_LARGE)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from services.gateway.audiences import AudiencePreviews
-from services.gateway.engine import Engine, ReleaseInfo
+from services.gateway.engine import Engine, PopularItem, ReleaseInfo
 from services.gateway.erasing import Erasures
 from services.gateway.memberships import AudienceMemberships
 from services.gateway.observing import observed_store
 from services.gateway.stages import FoundItem, Stages
 from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
+from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.recent_events import EventPacker
@@ -58,8 +62,13 @@ def describe(release: Release, *, num_profiles: int) -> ReleaseInfo:
     order = popular_order(load_popularity(release.items), vocabulary.item_ids)
     items = vocabulary.items.take(order)
     columns = [items.column(name).to_pylist() for name in (Col.ITEM_ID, Col.TITLE, Col.CATEGORY)]
-    rows = zip(order.tolist(), *columns, strict=True)
-    popular = tuple((index, FoundItem(item_id, title, category, None)) for index, item_id, title, category in rows)
+    first_seen = pc.cast(items.column(Col.FIRST_SEEN), pa.int64()).fill_null(manifest.as_of_us).to_numpy()
+    ages_days = (manifest.as_of_us - first_seen) / MICROSECONDS_PER_DAY
+    rows = zip(order.tolist(), *columns, ages_days.tolist(), strict=True)
+    popular = tuple(
+        PopularItem(index, FoundItem(item_id, title, category, None), age_days)
+        for index, item_id, title, category, age_days in rows
+    )
     summary = {
         "release": manifest.id,
         "created_at": manifest.created_at,

@@ -20,9 +20,9 @@ def _check_id(user_id: str) -> str:
     try:
         size = len(user_id.encode())
     except UnicodeEncodeError as error:
-        raise ValueError("a user id that is not UTF-8") from error
+        raise ValueError("an id that is not UTF-8") from error
     if not 1 <= size <= MAX_ID_BYTES:
-        raise ValueError(f"a user id of {size} bytes, expected 1 to {MAX_ID_BYTES}")
+        raise ValueError(f"an id of {size} bytes, expected 1 to {MAX_ID_BYTES}")
     return user_id
 
 
@@ -33,6 +33,13 @@ def _decode(user_id: str) -> str:
 
 UserId = Annotated[str, AfterValidator(_check_id), Field(description="1 to 256 bytes of UTF-8")]
 PathUserId = Annotated[
+    str,
+    BeforeValidator(_decode),
+    AfterValidator(_check_id),
+    Field(description="1 to 256 bytes of UTF-8, percent-encoded; a slash as %2F"),
+]
+
+PathItemId = Annotated[
     str,
     BeforeValidator(_decode),
     AfterValidator(_check_id),
@@ -248,6 +255,20 @@ class SimilarUser(BaseModel):
 
 class SimilarAnswer(Envelope):
     similar: list[SimilarUser]
+
+
+class SimilarItem(BaseModel):
+    rank: int
+    item_id: str
+    title: str | None
+    category: str | None
+    similarity: float = Field(description="cosine of the two items' vectors")
+
+
+class SimilarItemsAnswer(BaseModel):
+    release: str
+    item_id: str
+    similar: list[SimilarItem]
 
 
 class AudiencePreviewRequest(BaseModel):

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,14 @@ class FoundItem:
     title: str | None
     category: str | None
     score: float | None  # None where it was not ranked for this user
+
+
+class Wish(NamedTuple):
+    """What a caller wants of its recommendations beside their being near."""
+
+    category: str | None = None  # or anything below it
+    max_age_days: float | None = None  # since the item's first event, at the release's as_of
+    diversity: float = 0.0  # 0..1, of maximal marginal relevance
 
 
 @dataclass(frozen=True)
@@ -75,9 +83,9 @@ class Stages(Protocol):
         """Scores (user_id, name, value, drivers), one row per user and task; drivers are null unless asked for."""
 
     async def recommend(
-        self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, *, deadline: float
+        self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, wishes: Sequence[Wish], *, deadline: float
     ) -> list[list[FoundItem]]:
-        """Nearest k items per vector [B]; items of the packed timeline in `seen` [B] are left out."""
+        """Nearest k items per vector [B] as wished [B]; items of the packed timeline in `seen` [B] are left out."""
 
     async def recommend_several(
         self,
@@ -85,6 +93,7 @@ class Stages(Protocol):
         interests: Sequence[list[tuple[str, float]]],
         seen: Sequence[bytes],
         k: int,
+        wishes: Sequence[Wish],
         *,
         deadline: float,
     ) -> list[list[FoundItem]]:
@@ -94,6 +103,9 @@ class Stages(Protocol):
         self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
     ) -> list[list[FoundUser]]:
         """Nearest k other users per vector [B]."""
+
+    async def similar_items(self, item_ids: Sequence[str], k: int, *, deadline: float) -> list[list[FoundItem] | None]:
+        """Nearest k other items of each item; None for an item without a vector."""
 
     async def lookalike(
         self, seed_ids: Sequence[str], size: int, exclude_ids: Sequence[str], *, deadline: float
@@ -141,10 +153,10 @@ class HandleStages:
         return await self._ask(self._scoring.score, "scoring", deadline, *asked)
 
     async def recommend(
-        self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, *, deadline: float
+        self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, wishes: Sequence[Wish], *, deadline: float
     ) -> list[list[FoundItem]]:
-        rows = await self._ask(self._retrieval.recommend, "retrieval", deadline, vectors, list(seen), k)
-        return [[FoundItem(*item) for item in row] for row in rows]
+        asked = (vectors, list(seen), k, [tuple(wish) for wish in wishes])
+        return _items(await self._ask(self._retrieval.recommend, "retrieval", deadline, *asked))
 
     async def recommend_several(
         self,
@@ -152,13 +164,16 @@ class HandleStages:
         interests: Sequence[list[tuple[str, float]]],
         seen: Sequence[bytes],
         k: int,
+        wishes: Sequence[Wish],
         *,
         deadline: float,
     ) -> list[list[FoundItem]]:
-        rows = await self._ask(
-            self._retrieval.recommend_several, "retrieval", deadline, vectors, list(interests), list(seen), k
-        )
-        return [[FoundItem(*item) for item in row] for row in rows]
+        asked = (vectors, list(interests), list(seen), k, [tuple(wish) for wish in wishes])
+        return _items(await self._ask(self._retrieval.recommend_several, "retrieval", deadline, *asked))
+
+    async def similar_items(self, item_ids: Sequence[str], k: int, *, deadline: float) -> list[list[FoundItem] | None]:
+        rows = await self._ask(self._retrieval.similar_items, "retrieval", deadline, list(item_ids), k)
+        return [None if row is None else [FoundItem(*item) for item in row] for row in rows]
 
     async def similar(
         self, user_ids: Sequence[str], vectors: NDArray[np.float32], k: int, *, deadline: float
@@ -190,6 +205,10 @@ class HandleStages:
             return answer
         finally:
             metrics.STAGE_SECONDS.labels(stage, outcome).observe(time.perf_counter() - started)
+
+
+def _items(rows: list[list[tuple[Any, ...]]]) -> list[list[FoundItem]]:
+    return [[FoundItem(*item) for item in row] for row in rows]
 
 
 async def _within(call: Awaitable[T], stage: str, deadline: float) -> T:

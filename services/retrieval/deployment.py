@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from services.held import Held
 from services.observed import observed, start_observing
-from services.retrieval.nearest import FoundItem, FoundUser, Interest, Nearest
+from services.retrieval.nearest import FoundItem, FoundUser, Interest, Nearest, Wish
 
 
 class Retrieval:
@@ -23,11 +23,17 @@ class Retrieval:
 
     @observed("retrieval recommend")
     async def recommend(
-        self, vectors_BD: NDArray[np.float32], seen: list[bytes], k: int, *, release: str | None = None
+        self,
+        vectors_BD: NDArray[np.float32],
+        seen: list[bytes],
+        k: int,
+        wishes: list[Wish] | None = None,
+        *,
+        release: str | None = None,
     ) -> list[list[FoundItem]]:
-        """Nearest k items of each user, without the items of its packed timeline in `seen`."""
+        """Nearest k items of each user as it wishes, without the items of its packed timeline in `seen`."""
         held = await self._held.of(release)
-        return await asyncio.to_thread(held.recommend, vectors_BD, seen, k)
+        return await asyncio.to_thread(held.recommend, vectors_BD, seen, k, wishes)
 
     @observed("retrieval recommend several")
     async def recommend_several(
@@ -36,6 +42,7 @@ class Retrieval:
         interests: list[list[Interest]],
         seen: list[bytes],
         k: int,
+        wishes: list[Wish] | None = None,
         *,
         release: str | None = None,
     ) -> list[list[FoundItem]]:
@@ -44,7 +51,7 @@ class Retrieval:
         The order is that of the turns; a score is what `recommend` would have given the item.
         """
         held = await self._held.of(release)
-        return await asyncio.to_thread(held.recommend_several, vectors_BD, interests, seen, k)
+        return await asyncio.to_thread(held.recommend_several, vectors_BD, interests, seen, k, wishes)
 
     @observed("retrieval similar")
     async def similar(
@@ -53,6 +60,14 @@ class Retrieval:
         """Nearest k other users of each user."""
         held = await self._held.of(release)
         return await asyncio.to_thread(held.similar, user_ids, vectors_BD, k)
+
+    @observed("retrieval similar items")
+    async def similar_items(
+        self, item_ids: list[str], k: int, *, release: str | None = None
+    ) -> list[list[FoundItem] | None]:
+        """Nearest k other items of each item; None for an item without a vector."""
+        held = await self._held.of(release)
+        return await asyncio.to_thread(held.similar_items, item_ids, k)
 
     @observed("retrieval lookalike")
     async def lookalike(

@@ -85,7 +85,7 @@ def test_a_malformed_request_is_told_where_and_why(served: Served, path: str, pl
     [
         (b'{"user_ids": ["a"', "not JSON, at character"),
         (b'{"user_ids": ["a"], "more": 1}', "body /more"),
-        (b'{"user_ids": ["a", ""]}', "body /user_ids/1: a user id of 0 bytes"),
+        (b'{"user_ids": ["a", ""]}', "body /user_ids/1: an id of 0 bytes"),
         (b'{"user_ids": []}', "body /user_ids: List should have at least 1 item"),
         (b"", "body"),
     ],

@@ -78,7 +78,12 @@ def test_every_curl_is_answered_with_success(own_served: Served) -> None:
     with listening(create_app(own_served.engine)) as url:
         for command in curls():
             if WRITTEN in command:
-                status, body = answered(command.replace(WRITTEN, url).replace("SEEDS", seeds))
+                status, body = answered(
+                    command.replace(WRITTEN, url)
+                    .replace("SEEDS", seeds)
+                    .replace("ITEM", "item-3")
+                    .replace("CATEGORY", "shop")
+                )
                 assert 200 <= status < 300, (command, body)
 
 

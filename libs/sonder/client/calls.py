@@ -90,13 +90,20 @@ def profiles(user_ids: Sequence[str]) -> Iterator[Call[Profiles]]:
         yield Call("POST", "/v1/users:batchGet", json={"user_ids": list(user_ids[start : start + MAX_BATCH])})
 
 
-def recommendations(user_id: str, *, k: int, seen: bool, interests: bool) -> Call[Recommendations]:
+def recommendations(
+    user_id: str, *, k: int, seen: bool, interests: bool, filters: Mapping[str, Any]
+) -> Call[Recommendations]:
     query = {"k": str(k), "seen": str(seen).lower(), "from": "interests" if interests else "vector"}
+    query |= {name: str(value) for name, value in filters.items() if value is not None}
     return Call("GET", f"{_user(user_id)}/recommendations", query)
 
 
 def similar(user_id: str, *, k: int) -> Call[SimilarUsers]:
     return Call("GET", f"{_user(user_id)}/similar", {"k": str(k)})
+
+
+def similar_items(item_id: str, *, k: int) -> Call[dict[str, Any]]:
+    return Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar", {"k": str(k)})
 
 
 def explanation(user_id: str) -> Call[dict[str, Any]]:

@@ -47,10 +47,23 @@ class Client:
             yield from self._send(call)["profiles"]
 
     def recommendations(
-        self, user_id: str, *, k: int = 10, seen: bool = False, interests: bool = False
+        self,
+        user_id: str,
+        *,
+        k: int = 10,
+        seen: bool = False,
+        interests: bool = False,
+        category: str | None = None,
+        max_age_days: float | None = None,
+        diversity: float = 0.0,
     ) -> Recommendations:
         """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's."""
-        return self._send(calls.recommendations(user_id, k=k, seen=seen, interests=interests))
+        filters = {"category": category, "max_age_days": max_age_days, "diversity": diversity or None}
+        return self._send(calls.recommendations(user_id, k=k, seen=seen, interests=interests, filters=filters))
+
+    def similar_items(self, item_id: str, *, k: int = 10) -> dict[str, Any]:
+        """Nearest other items; NotFound for an item without a vector."""
+        return self._send(calls.similar_items(item_id, k=k))
 
     def similar(self, user_id: str, *, k: int = 10) -> SimilarUsers:
         """Nearest other users."""

@@ -6,7 +6,7 @@ turns, each item once, at its first one. So a query of twice the weight gives tw
 found already is no other's candidate, and a weak query still gives its nearest. Ties: heavier query, then lower index.
 Source: weighted fair queueing over lists; ranks, because scores of different queries are not on one scale.
 Popularity counts for some queries only if it is one more coordinate of items and queries, at 0 in the others.
-Limits: exact search with the budget as k for each query; K of them are enough, whatever the others give.
+Limits: a search with the budget as k for each query; K of them are enough, whatever the others give.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonder.history.timelines import Timelines
+from sonder.retrieval.approximate import VectorIndex
 from sonder.retrieval.exact import top_items
 
 LONG_TERM_SHARE = 0.75  # chosen on validation time, benchmarks/interest-retrieval_2026-11-23.md
@@ -49,7 +50,7 @@ class Queries:
 def several_items(
     queries: Queries,
     num_users: int,
-    items_ID: NDArray[np.float32],
+    items: NDArray[np.float32] | VectorIndex,
     budget: int,
     *,
     bias_I: NDArray[np.float32] | None = None,
@@ -58,14 +59,20 @@ def several_items(
 ) -> NDArray[np.int32]:
     """Candidates of each user -> item_index int32 [U, budget], earliest turn first, -1 where none is left.
 
-    `bias_I` and `allowed_I` as in `exact.top_items`; `exclude` holds one history per user.
+    `items` [I, D], or an index over them, which has no `bias_I`. `bias_I` and `allowed_I` as in `exact.top_items`;
+    `exclude` holds one history per user.
     """
     if not (queries.weights_Q > 0).all():
         raise ValueError("a query without weight: expected weights above 0")
     if exclude is not None and exclude.num_users != num_users:
         raise ValueError(f"{exclude.num_users} histories to exclude, expected one for each of {num_users} users")
     had = None if exclude is None else exclude.take(queries.users_Q)
-    found_QK, _ = top_items(queries.vectors_QD, items_ID, budget, bias_I=bias_I, allowed_I=allowed_I, exclude=had)
+    if isinstance(items, VectorIndex):
+        if bias_I is not None:
+            raise ValueError("bias_I beside an index: expected the bias as one more coordinate of its vectors")
+        found_QK, _ = items.search(queries.vectors_QD, budget, allowed_N=allowed_I, exclude=had)
+    else:
+        found_QK, _ = top_items(queries.vectors_QD, items, budget, bias_I=bias_I, allowed_I=allowed_I, exclude=had)
     return in_turns(found_QK, queries.users_Q, queries.weights_Q, num_users, budget)
 
 
