@@ -185,5 +185,5 @@ def test_a_ratio_of_nothing_keeps_nothing_of_our_own_and_all_that_the_caller_sam
 
 
 def test_a_collector_that_is_away_does_not_stop_the_work() -> None:
-    # Waited for once, not with every task; retries at the end of the process are the exporter's, here cut short.
-    assert work("http://127.0.0.1:9", OTEL_EXPORTER_OTLP_TIMEOUT="3") < 1.5 * telemetry.FLUSH_MS / 1000
+    # Waited for once, not with every task: two waits would be this long. What comes on top is the machine's.
+    assert work("http://127.0.0.1:9", OTEL_EXPORTER_OTLP_TIMEOUT="3") < 2 * telemetry.FLUSH_MS / 1000
