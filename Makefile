@@ -78,6 +78,9 @@ bench-freshness: setup $(SERVED) ## from an event to the changed profile, 500 ev
 bench-retrieval: setup ## nearest items by index against exact; ends in one JSON line
 	$(BIN)/python -m benchmarks.retrieval
 
+bench-doors: setup ## microseconds of checking a key or a token
+	$(BIN)/python -m benchmarks.doors
+
 chaos: setup $(SERVED) ## SIGKILL every part under load; ends in one JSON line
 	$(BIN)/python -m benchmarks.chaos $(SERVED)
 

@@ -239,7 +239,7 @@ def release_promote(
     from sonder.releases.registry import Registry
 
     Registry(Workspace.at(load(config, overrides or ()).workspace)).promote(release_id, reason=reason)
-    typer.echo(f"{release_id} is current. A running `sonder serve` shows it after a restart.")
+    typer.echo(f"{release_id} is current. A running `sonder serve` answers from it within seconds.")
 
 
 @release_app.command("rollback")
@@ -253,7 +253,7 @@ def release_rollback(
     from sonder.releases.registry import Registry
 
     current = Registry(Workspace.at(load(config, overrides or ()).workspace)).rollback(reason=reason)
-    typer.echo(f"{current.release} is current again. A running `sonder serve` shows it after a restart.")
+    typer.echo(f"{current.release} is current again. A running `sonder serve` answers from it within seconds.")
 
 
 # -- after a build -------------------------------------------------------------------------------------------------
@@ -279,6 +279,7 @@ def serve(
         needs_keys=resolved.serving.needs_keys,
         log_features=resolved.serving.log_features,
         trace=trace,
+        tokens=resolved.serving.tokens,
     )
 
 

@@ -18,6 +18,7 @@ from services.gateway.deployment import Gateway, Refresh
 from services.retrieval.deployment import Retrieval
 from services.scoring.deployment import Scoring
 from services.segmentation.deployment import Segmentation
+from sonder.core.config import TokensConfig
 from sonder.core.workspace import Workspace
 from sonder.releases.artefacts import served_release
 from sonder.releases.registry import Registry
@@ -55,6 +56,7 @@ class GatewayArgs(BaseModel):
     workspace: str = Field(description="local folder or URI, the same on every node")
     release: str | None = Field(None, description="this one for good; else the served one, followed as it changes")
     needs_keys: bool = Field(False, description="whether every request needs an API key (sonder keys)")
+    tokens: TokensConfig | None = Field(None, description="whose signed tokens pass beside keys (serving.tokens)")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else the embedded store of the node")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
@@ -75,4 +77,11 @@ def build(args: GatewayArgs) -> Application:
     refresh = serve.deployment(Refresh, name="refresh").options(**REFRESH_OPTIONS)
     refreshing = refresh.bind(**where, **computing, store=args.store)
     gateway = serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS, num_replicas=args.gateways)
-    return gateway.bind(**where, **stages, refresh=refreshing, store=args.store, needs_keys=args.needs_keys)
+    return gateway.bind(
+        **where,
+        **stages,
+        refresh=refreshing,
+        store=args.store,
+        needs_keys=args.needs_keys,
+        tokens=None if args.tokens is None else args.tokens.model_dump(),
+    )

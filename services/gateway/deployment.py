@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from services.gateway.doors import Doors
 from services.gateway.engine import Engine, now_us
 from services.gateway.following import ReleaseFollower
 from services.gateway.fresh import FreshPath
@@ -21,7 +22,9 @@ from services.gateway.opening import describe, open_engine, open_packer
 from services.gateway.recent import RecentEvents
 from services.gateway.refresh import Refresher
 from services.gateway.stages import HandleStages
+from services.gateway.tokens import Tokens
 from services.observed import start_observing
+from sonder.core.config import TokensConfig
 from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import read_erasures
@@ -49,6 +52,7 @@ class Gateway:
         refresh: Any,
         store: str | None = None,
         needs_keys: bool = False,
+        tokens: dict[str, Any] | None = None,
     ) -> None:
         start_observing("gateway")
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
@@ -57,7 +61,8 @@ class Gateway:
             embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval
         )
         self._log = OnlineLog(self._workspace.online_log)
-        self._keys = self._workspace.keys if needs_keys else None
+        known = Tokens(TokensConfig.model_validate(tokens)) if tokens is not None else None
+        self._doors = Doors(self._workspace.keys, known) if needs_keys else None
         first = release or served_release(self._workspace)
         self._opened_us = 0
         self._follower = ReleaseFollower(
@@ -72,7 +77,7 @@ class Gateway:
         self._app: FastAPI | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self._app = create_app(self._follower.part, keys=self._keys)
+        self._app = create_app(self._follower.part, doors=self._doors)
         self._app.state.adds_request_id = False  # Serve does, on every answer
         return self._app
 

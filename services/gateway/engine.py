@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from services.gateway.memberships import AudienceMemberships, Audiences
 from services.gateway.reasons import explain_interest, explain_score
 from services.gateway.recent import Current, RecentEvents
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages, Wish
+from services.gateway.tables import to_stream
 from services.warming import sample_batch
 from sonder.core import metrics
 from sonder.core.errors import InvalidRequest, NotFound, StageUnavailable
@@ -148,16 +150,32 @@ class Engine:
             stored or self._release.cold(user_id), fields, audiences=self._stored_audiences(user_id, fields)
         )
 
-    def profiles(self, user_ids: Sequence[str]) -> bytes:
+    def profiles(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> bytes:
         """Stored profiles in the order asked for."""
-        found, audiences = self._store.batch_get(user_ids), self._audiences_of(user_ids)
-        if known := [stored.computed_at_us for stored in found if stored is not None]:
-            self._observe_age(min(known))
+        found, audiences = self._stored_many(user_ids, fields)
         answers = [
-            self._answer(self._release.cold(user_id) if stored is None else stored, None, audiences=of_user)
-            for user_id, stored, of_user in zip(user_ids, found, audiences, strict=True)
+            self._answer(stored, fields, audiences=of_user)
+            for stored, of_user in zip(found, audiences or repeat(None), strict=False)
         ]
         return b'{"release":"%b","profiles":[%b]}' % (self._release.id.encode(), b",".join(answers))
+
+    def profiles_stream(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> bytes:
+        """The same as an Arrow IPC stream, by default with the embedding, as the files of the release have it."""
+        found, audiences = self._stored_many(user_ids, fields)
+        parts = [name for name in PARTS if fields is None or name in fields]
+        return to_stream(self._release.id, found, audiences, columns=(*ENVELOPE, *parts), now_us=self._clock_us())
+
+    def _stored_many(
+        self, user_ids: Sequence[str], fields: Sequence[str] | None
+    ) -> tuple[list[StoredProfile], list[Audiences] | None]:
+        found = self._store.batch_get(user_ids)
+        if known := [stored.computed_at_us for stored in found if stored is not None]:
+            self._observe_age(min(known))
+        audiences = self._audiences_of(user_ids) if _asks_audiences(fields) else None
+        return [
+            self._release.cold(user_id) if stored is None else stored
+            for user_id, stored in zip(user_ids, found, strict=True)
+        ], audiences
 
     async def explanation(self, user_id: str) -> bytes:
         """Why the profile says what it says: drivers of each score, evidence of each interest and of the lifecycle.

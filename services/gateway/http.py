@@ -6,6 +6,7 @@ engine's bytes; the response models only describe them.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Annotated, Any, Literal
 
@@ -17,13 +18,12 @@ from pydantic import AfterValidator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sonder
-from services.gateway import observing, problems, schemas
-from services.gateway.doors import Doors
+from services.gateway import observing, problems, schemas, tables
+from services.gateway.doors import Doors, HttpDoors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
 from services.gateway.schemas import PathItemId, PathUserId
 from services.gateway.stages import Wish
 from sonder.core.errors import NotReady
-from sonder.core.storage import Folder
 
 _JSON = "application/json"
 
@@ -82,6 +82,10 @@ _UNKNOWN_ITEM: dict[int | str, dict[str, Any]] = {
     503: _problem_response("No release is loaded yet, or retrieval does not answer"),
 }
 _TOO_LARGE: dict[int | str, dict[str, Any]] = {413: _problem_response("The body is too large")}
+_BATCH: dict[int | str, dict[str, Any]] = {
+    200: {"content": {tables.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+    **_TOO_LARGE,
+}
 
 events = APIRouter(prefix="/v1", tags=["events"], responses={**_INVALID, **_NOT_WRITTEN})
 users = APIRouter(prefix="/v1", tags=["users"], responses={**_INVALID, **_UNREADY})
@@ -90,10 +94,10 @@ audiences = APIRouter(prefix="/v1", tags=["audiences"], responses={**_INVALID, *
 operations = APIRouter(tags=["operations"])
 
 
-def create_app(engine: Engine | None, *, keys: Folder | None = None) -> FastAPI:
+def create_app(engine: Engine | None, *, doors: Doors | None = None) -> FastAPI:
     """The application; without an engine it answers 503 until `app.state.engine` is assigned.
 
-    `keys`: the file of API keys; without it nobody is asked who they are.
+    `doors`: who may ask; without them nobody is asked who they are.
     """
     app = FastAPI(
         title="Sonder",
@@ -111,8 +115,8 @@ def create_app(engine: Engine | None, *, keys: Folder | None = None) -> FastAPI:
     app.include_router(operations)
     app.include_router(observing.observation)
     problems.install(app)
-    if keys is not None:
-        app.add_middleware(Doors, keys=keys)
+    if doors is not None:
+        app.add_middleware(HttpDoors, doors=doors)
     app.add_middleware(EncodedPath)
     observing.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -146,6 +150,15 @@ def _json(content: bytes) -> Response:
     return Response(content, media_type=_JSON)
 
 
+def accepts(header: str, media_type: str) -> bool:
+    """Whether an Accept header names a media type, and not with a weight of 0."""
+    for entry in header.lower().split(","):
+        name, _, parameters = entry.partition(";")
+        if name.strip() == media_type:
+            return parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
 def _names(fields: str | None) -> list[str] | None:
     return None if fields is None else fields.split(",")
 
@@ -169,10 +182,14 @@ async def read_profile(request: Request, user_id: PathUserId, fields: Fields = N
     return _json(engine.profile(user_id, _names(fields)))
 
 
-@users.post("/users:batchGet", response_model=schemas.Profiles, responses=_TOO_LARGE)
-async def read_profiles(request: Request, asked: schemas.BatchGetRequest) -> Response:
-    """Stored profiles of up to 1,000 users, in the order asked for."""
-    return _json(_engine(request).profiles(asked.user_ids))
+@users.post("/users:batchGet", response_model=schemas.Profiles, responses=_BATCH)
+async def read_profiles(request: Request, asked: schemas.BatchGetRequest, fields: Fields = None) -> Response:
+    """Stored profiles of up to 1,000 users, in the order asked for; an Arrow IPC stream to who accepts one."""
+    engine = _engine(request)
+    if accepts(request.headers.get("accept", ""), tables.MEDIA_TYPE):
+        content = await asyncio.to_thread(engine.profiles_stream, asked.user_ids, _names(fields))
+        return Response(content, media_type=tables.MEDIA_TYPE, headers={"vary": "accept"})
+    return _json(engine.profiles(asked.user_ids, _names(fields)))
 
 
 @users.delete("/users/{user_id}", response_model=schemas.ErasureAnswer)

@@ -189,3 +189,13 @@ class SpannedStore:
             num = self._store.put_many(profiles)
             span.set_attribute("users", num)
             return num
+
+    def put_refreshed(self, profiles: Any, progress: Any) -> None:
+        """As the store's, in a span."""
+        with telemetry.span("store put refreshed", kind=SpanKind.CLIENT):
+            self._store.put_refreshed(profiles, progress)
+
+    def delete(self, user_id: str) -> bool:
+        """As the store's, in a span."""
+        with telemetry.span("store delete", {"users": 1}, kind=SpanKind.CLIENT):
+            return self._store.delete(user_id)

@@ -22,14 +22,14 @@ import httpx
 from services.gateway.proxy import LOOPBACK, MAX_FOLDER_LENGTH, is_free, proxy_environment
 from services.gateway.waterfall import printed
 from sonder.core import metrics, telemetry
+from sonder.core.config import TokensConfig
 from sonder.core.errors import ConfigurationError, NotReady
 from sonder.core.keys import read_keys
-from sonder.core.loopback import LOOPBACK_ENVIRONMENT
+from sonder.core.loopback import LOOPBACK_ENVIRONMENT, LOOPBACKS
 from sonder.core.workspace import Workspace
 from sonder.releases.artefacts import Release, served_release
 
 APPLICATION = "sonder"
-LOOPBACKS = ("127.0.0.1", "localhost", "::1")
 
 
 def serve_forever(
@@ -42,6 +42,7 @@ def serve_forever(
     store: str | None = None,
     log_features: float = 0.0,
     trace: bool = False,
+    tokens: TokensConfig | None = None,
 ) -> None:
     """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way.
 
@@ -51,14 +52,26 @@ def serve_forever(
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, _exit)  # what was started until then is ended too
     needs_keys = host not in LOOPBACKS if needs_keys is None else needs_keys
-    if needs_keys and not read_keys(Workspace.at(workspace).keys):
+    if needs_keys and tokens is None and not read_keys(Workspace.at(workspace).keys):
         raise ConfigurationError(
             f"Serving at {host} needs API keys, and there is none",
-            expected="a key for whoever calls",
+            expected="a key for whoever calls, or serving.tokens of an identity provider",
             do="Make one with `sonder keys create NAME --scope read`; or set serving.needs_keys=false where something "
             "in front of the gateway asks who calls.",
         )
-    options = {"store": store, "gateways": gateways, "needs_keys": needs_keys, "log_features": log_features}
+    if tokens is not None and not needs_keys:
+        raise ConfigurationError(
+            "serving.tokens is set, and nobody is asked for one",
+            expected="serving.needs_keys=true beside it on loopback",
+            do="Set it, or leave serving.tokens out.",
+        )
+    options = {
+        "store": store,
+        "gateways": gateways,
+        "needs_keys": needs_keys,
+        "log_features": log_features,
+        "tokens": tokens,
+    }
     with (
         _traced() if trace else nullcontext(),
         started(workspace, host=host, port=port, release=release, **options) as url,

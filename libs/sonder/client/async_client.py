@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx
+import pyarrow as pa
 
 from sonder.client import calls
 from sonder.client.attempts import Attempts, key_headers, request_headers
@@ -45,17 +46,14 @@ class AsyncClient:
         """The stored profile, or with `fresh` one computed now."""
         return await self._send(calls.profile(user_id, fields, fresh=fresh))
 
-    async def batch_get(self, user_ids: Sequence[str]) -> list[Profile]:
+    async def batch_get(self, user_ids: Sequence[str], *, fields: Sequence[str] | None = None) -> list[Profile]:
         """Stored profiles of any number of users, in their order, 1,000 a request and some requests at once."""
-        free = asyncio.Semaphore(self._max_at_once)
+        parts = await self._send_all(calls.profiles(user_ids, fields))
+        return [profile for part in parts for profile in part["profiles"]]
 
-        async def bounded(call: Call[calls.Profiles]) -> list[Profile]:
-            async with free:
-                return (await self._send(call))["profiles"]
-
-        async with asyncio.TaskGroup() as group:  # where one fails the others are cancelled
-            parts = [group.create_task(bounded(call)) for call in calls.profiles(user_ids)]
-        return [profile for part in parts for profile in part.result()]
+    async def batch_get_table(self, user_ids: Sequence[str], *, fields: Sequence[str] | None = None) -> pa.Table:
+        """The same as one table, with the columns of a release's Parquet files and the envelope of an answer."""
+        return pa.concat_tables(await self._send_all(calls.profiles_table(user_ids, fields))).unify_dictionaries()
 
     async def recommendations(
         self,
@@ -125,6 +123,18 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    async def _send_all(self, wanted: Iterable[Call[T]]) -> list[T]:
+        """Answers in the order of the calls; where one fails the others are cancelled."""
+        free = asyncio.Semaphore(self._max_at_once)
+
+        async def bounded(call: Call[T]) -> T:
+            async with free:
+                return await self._send(call)
+
+        async with asyncio.TaskGroup() as group:
+            sent = [group.create_task(bounded(call)) for call in wanted]
+        return [one.result() for one in sent]
+
     async def _send(self, call: Call[T]) -> T:
         """Send, again where that may help; the last failure is raised."""
         attempts = Attempts(str(self._http.base_url), self._max_retries, self._deadline_s)
@@ -136,13 +146,13 @@ class AsyncClient:
                     call.path,
                     params=call.query,
                     json=call.json,
-                    headers=request_headers(),
+                    headers=request_headers(call.accept),
                     timeout=call.timeout_s or self._timeout_s,
                 )
             except httpx.TransportError as error:
                 answer = error
             if isinstance(answer, httpx.Response) and answer.is_success:
-                return cast(T, answer.json())
+                return calls.content_of(call, answer.content)
             attempts.waited_s += time.monotonic() - started
             pause_s = attempts.pause_s(answer)
             await self._pause(pause_s)

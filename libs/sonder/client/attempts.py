@@ -48,9 +48,9 @@ class Attempts:
         return StageUnavailable(f"{self.url} does not answer: {told}", do="Start it with `sonder serve`.")
 
 
-def request_headers() -> Mapping[str, str]:
-    """The trace that this code is part of, where there is one."""
-    return telemetry.carrier()
+def request_headers(accept: str) -> Mapping[str, str]:
+    """What is accepted, and the trace that this code is part of, where there is one."""
+    return {"accept": accept, **telemetry.carrier()}
 
 
 def key_headers(api_key: str | None) -> Mapping[str, str]:

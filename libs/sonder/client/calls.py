@@ -8,10 +8,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NotRequired, TypedDict, TypeVar
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
+import orjson
+import pyarrow as pa
+
+from sonder.core.errors import InvalidRequest
+
 MAX_BATCH = 1_000  # users or events of a request
+BATCH = "/v1/users:batchGet"
+ARROW = "application/vnd.apache.arrow.stream"
 LOOKALIKE_TIMEOUT_S = 40.0  # the server takes up to 30 s
 
 T = TypeVar("T")
@@ -74,20 +81,41 @@ class Call(Generic[T]):
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
+    accept: str = "application/json"
     timeout_s: float | None = None  # None: the client's
 
 
 def profile(user_id: str, fields: Sequence[str] | None, *, fresh: bool) -> Call[Profile]:
-    query = {"fresh": "true"} if fresh else {}
-    if fields is not None:
-        query["fields"] = ",".join(fields)
-    return Call("GET", _user(user_id), query)
+    return Call("GET", _user(user_id), ({"fresh": "true"} if fresh else {}) | _fields(fields))
 
 
-def profiles(user_ids: Sequence[str]) -> Iterator[Call[Profiles]]:
+def profiles(user_ids: Sequence[str], fields: Sequence[str] | None) -> Iterator[Call[Profiles]]:
     """As many calls as MAX_BATCH makes of the users."""
-    for start in range(0, len(user_ids), MAX_BATCH):
-        yield Call("POST", "/v1/users:batchGet", json={"user_ids": list(user_ids[start : start + MAX_BATCH])})
+    for part in _batches(user_ids):
+        yield Call("POST", BATCH, _fields(fields), json={"user_ids": part})
+
+
+def profiles_table(user_ids: Sequence[str], fields: Sequence[str] | None) -> Iterator[Call[pa.Table]]:
+    """The same, answered by Arrow IPC streams."""
+    if not user_ids:
+        raise InvalidRequest("A table of no users", expected="one at least: its columns are those of the release")
+    for part in _batches(user_ids):
+        yield Call("POST", BATCH, _fields(fields), json={"user_ids": part}, accept=ARROW)
+
+
+def _batches(user_ids: Sequence[str]) -> Iterator[list[str]]:
+    return (list(user_ids[start : start + MAX_BATCH]) for start in range(0, len(user_ids), MAX_BATCH))
+
+
+def _fields(fields: Sequence[str] | None) -> dict[str, str]:
+    return {} if fields is None else {"fields": ",".join(fields)}
+
+
+def content_of(call: Call[T], content: bytes) -> T:
+    """What an answer's body is."""
+    if call.accept == ARROW:
+        return cast(T, pa.ipc.open_stream(content).read_all())
+    return cast(T, orjson.loads(content))
 
 
 def recommendations(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx
+import pyarrow as pa
 
 from sonder.client import calls
 from sonder.client.attempts import Attempts, key_headers, request_headers
@@ -41,10 +42,15 @@ class Client:
         """The stored profile, or with `fresh` one computed now."""
         return self._send(calls.profile(user_id, fields, fresh=fresh))
 
-    def batch_get(self, user_ids: Sequence[str]) -> Iterator[Profile]:
+    def batch_get(self, user_ids: Sequence[str], *, fields: Sequence[str] | None = None) -> Iterator[Profile]:
         """Stored profiles of any number of users, in their order, 1,000 a request."""
-        for call in calls.profiles(user_ids):
+        for call in calls.profiles(user_ids, fields):
             yield from self._send(call)["profiles"]
+
+    def batch_get_table(self, user_ids: Sequence[str], *, fields: Sequence[str] | None = None) -> pa.Table:
+        """The same as one table, with the columns of a release's Parquet files and the envelope of an answer."""
+        parts = [self._send(call) for call in calls.profiles_table(user_ids, fields)]
+        return pa.concat_tables(parts).unify_dictionaries()
 
     def recommendations(
         self,
@@ -130,13 +136,13 @@ class Client:
                     call.path,
                     params=call.query,
                     json=call.json,
-                    headers=request_headers(),
+                    headers=request_headers(call.accept),
                     timeout=call.timeout_s or self._timeout_s,
                 )
             except httpx.TransportError as error:
                 answer = error
             if isinstance(answer, httpx.Response) and answer.is_success:
-                return cast(T, answer.json())
+                return calls.content_of(call, answer.content)
             attempts.waited_s += time.monotonic() - started
             pause_s = attempts.pause_s(answer)
             self._pause(pause_s)

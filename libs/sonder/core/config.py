@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from sonder.core.errors import ConfigurationError
+from sonder.core.loopback import LOOPBACKS
 from sonder.core.score_config import ScoreTask, ScoringConfig, expand_horizons
 from sonder.core.section import Section
 
@@ -244,10 +245,31 @@ class UpliftConfig(Section):
         return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
+class TokensConfig(Section):
+    """Whose tokens are taken (`serving.tokens`)."""
+
+    jwks: str = Field(description="URL or file of the provider's JSON Web Key Set")
+    issuer: str = Field(min_length=1, description="the `iss` that a token must have")
+    audience: str = Field(min_length=1, description="the `aud` that a token must have")
+    scope_prefix: str = Field("", description="what stands before read, write and admin in the scope claim")
+    rate: float | None = Field(None, gt=0, description="requests a second of each `sub`, in each gateway")
+
+    @field_validator("jwks")
+    @classmethod
+    def _cannot_be_changed_on_the_way(cls, jwks: str) -> str:
+        parts = urlsplit(jwks)
+        if parts.scheme == "http" and parts.hostname not in LOOPBACKS:
+            raise ValueError("expected https: whoever changes the keys on their way makes tokens")
+        if parts.scheme in ("http", "https"):
+            return jwks
+        return str(Path(jwks).absolute())
+
+
 class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     needs_keys: bool | None = Field(None, description="whether requests need an API key; beyond loopback if not set")
+    tokens: TokensConfig | None = Field(None, description="whose signed tokens (JWT) are taken beside our own keys")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else embedded in the workspace")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")

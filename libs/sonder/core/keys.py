@@ -23,24 +23,31 @@ from typing import Any
 from sonder.core.errors import InvalidRequest, NotFound
 from sonder.core.storage import Folder
 
+PREFIX = "sk_"
 SCOPES = ("read", "write", "admin")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Key:
-    """What the file says of one key."""
+class Caller:
+    """Who asks the gateway, and what it may."""
 
     name: str
-    id: str
-    digest: str  # SHA-256 of the whole key, hexadecimal
+    id: str  # of whom a rate is counted
     scopes: tuple[str, ...]
     fields: tuple[str, ...] | None  # the only parts of a profile that it may read; None: all
     rate: float | None  # requests a second, with as many at once; None: unlimited
-    created_at: str
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or "admin" in self.scopes
+
+
+@dataclass(frozen=True)
+class Key(Caller):
+    """What the file says of one key."""
+
+    digest: str  # SHA-256 of the whole key, hexadecimal
+    created_at: str
 
 
 def create_key(
@@ -65,14 +72,14 @@ def create_key(
     if any(key.name == name for key in known.values()):
         raise InvalidRequest(f"There is a key {name!r} already", do="Revoke it first, or take another name.")
     key_id = secrets.token_hex(4)
-    secret = f"sk_{key_id}_{secrets.token_urlsafe(32)}"
+    secret = f"{PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
     made = Key(
         name,
         key_id,
-        digest_of(secret),
         tuple(scopes),
         None if fields is None else tuple(fields),
         rate,
+        digest_of(secret),
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
     _write(file, [*known.values(), made])

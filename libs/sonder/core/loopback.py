@@ -10,4 +10,5 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+LOOPBACKS = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_ENVIRONMENT: Mapping[str, str] = MappingProxyType({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})

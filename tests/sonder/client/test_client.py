@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 
 import httpx
+import orjson
+import pyarrow as pa
 import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
@@ -255,3 +257,28 @@ def test_the_trace_of_the_caller_goes_along() -> None:
 def test_the_library_itself_imports_no_http() -> None:
     code = "import sys, sonder; assert 'httpx' not in sys.modules; sonder.Client; assert 'httpx' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tables_of_both_clients_are_put_together_in_order() -> None:
+    asked = [str(user) for user in range(2_500)]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept"] == calls.ARROW
+        assert request.url.params["fields"] == "embedding,scores"
+        user_ids = orjson.loads(request.content)["user_ids"]
+        table = pa.table({"user_id": user_ids, "release": pa.array(["r"] * len(user_ids)).dictionary_encode()})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return httpx.Response(200, content=sink.getvalue().to_pybytes())
+
+    async def asynchronous() -> pa.Table:
+        async with AsyncClient("http://sonder", transport=httpx.MockTransport(handler)) as sonder:
+            return await sonder.batch_get_table(asked, fields=["embedding", "scores"])
+
+    with client(handler) as sonder:
+        table = sonder.batch_get_table(asked, fields=["embedding", "scores"])
+        assert table.column("user_id").to_pylist() == asked
+        with pytest.raises(InvalidRequest, match="no users"):
+            sonder.batch_get_table([])
+    assert asyncio.run(asynchronous()).equals(table)
