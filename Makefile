@@ -11,7 +11,7 @@ SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval chaos docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos proto docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ bench-retrieval: setup ## nearest items by index against exact; ends in one JSON
 
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors
+
+proto: ## generate the messages of the gRPC interface anew
+	$(BIN)/pip install --quiet --disable-pip-version-check --target .bench/grpcio-tools grpcio-tools==1.85.1
+	PYTHONPATH=.bench/grpcio-tools $(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. services/gateway/rpc/sonder.proto
 
 chaos: setup $(SERVED) ## SIGKILL every part under load; ends in one JSON line
 	$(BIN)/python -m benchmarks.chaos $(SERVED)

@@ -280,6 +280,7 @@ def serve(
         log_features=resolved.serving.log_features,
         trace=trace,
         tokens=resolved.serving.tokens,
+        grpc_port=resolved.serving.grpc_port,
     )
 
 

@@ -48,6 +48,15 @@ GATEWAY_OPTIONS: dict[str, Any] = {
 }
 
 
+class GrpcArgs(BaseModel):
+    """Where every gateway answers gRPC, on each node that has one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+
+
 class GatewayArgs(BaseModel):
     """Arguments of the application, from the Serve config or `sonder serve`."""
 
@@ -57,6 +66,7 @@ class GatewayArgs(BaseModel):
     release: str | None = Field(None, description="this one for good; else the served one, followed as it changes")
     needs_keys: bool = Field(False, description="whether every request needs an API key (sonder keys)")
     tokens: TokensConfig | None = Field(None, description="whose signed tokens pass beside keys (serving.tokens)")
+    grpc: GrpcArgs | None = Field(None, description="where gRPC is answered too")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else the embedded store of the node")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
@@ -84,4 +94,5 @@ def build(args: GatewayArgs) -> Application:
         store=args.store,
         needs_keys=args.needs_keys,
         tokens=None if args.tokens is None else args.tokens.model_dump(),
+        grpc=None if args.grpc is None else args.grpc.model_dump(),
     )

@@ -21,6 +21,7 @@ from services.gateway.http import create_app
 from services.gateway.opening import describe, open_engine, open_packer
 from services.gateway.recent import RecentEvents
 from services.gateway.refresh import Refresher
+from services.gateway.rpc.server import RpcServer
 from services.gateway.stages import HandleStages
 from services.gateway.tokens import Tokens
 from services.observed import start_observing
@@ -53,6 +54,7 @@ class Gateway:
         store: str | None = None,
         needs_keys: bool = False,
         tokens: dict[str, Any] | None = None,
+        grpc: dict[str, Any] | None = None,
     ) -> None:
         start_observing("gateway")
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
@@ -75,6 +77,14 @@ class Gateway:
         )
         self._following: asyncio.Task[None] | None = None
         self._app: FastAPI | None = None
+        self._grpc, self._rpc = grpc, RpcServer(self._engine, self._doors)
+
+    def _engine(self) -> Engine | None:
+        return None if self._app is None else self._app.state.engine
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica is stopped, after the HTTP requests under way."""
+        await self._rpc.stop()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         self._app = create_app(self._follower.part, doors=self._doors)
@@ -82,13 +92,15 @@ class Gateway:
         return self._app
 
     async def check_health(self) -> None:
-        """One read of the store: where it fails, Serve replaces the replica. The first call starts the following.
+        """One read of the store: where it fails, Serve replaces the replica. The first call starts following and gRPC.
 
         Not where the server of a networked store is away: another replica would not find it either, so reads answer
         503 until it is back. A server that came back empty is loaded again by the replica that replaces this one.
         """
         if self._following is None:
             self._following = asyncio.create_task(self._follower.run())
+            if self._grpc is not None:
+                await self._rpc.start(self._grpc["host"], self._grpc["port"])
         with suppress(StageUnavailable):
             self._follower.part.profile("")
 

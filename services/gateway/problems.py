@@ -22,7 +22,7 @@ from sonder.core.errors import SonderError
 logger = logging.getLogger("sonder")
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 2 << 20  # 1,000 ids of 256 bytes fit, even when every byte is escaped
-_INTERNAL = "Something failed inside; the server's log has the cause."
+INTERNAL = "Something failed inside; the server's log has the cause."
 
 
 def problem(
@@ -92,7 +92,7 @@ async def _on_sonder_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SonderError)
     if error.status >= 500:
         logger.error("%s %s: %s", request.method, _route(request), error)
-    detail = _INTERNAL if error.status == 500 else str(error)
+    detail = INTERNAL if error.status == 500 else str(error)
     headers = {"retry-after": "1"} if error.status == 503 else None
     return problem(error.status, detail, instance=request.url.path, title=error.title, headers=headers)
 
@@ -129,7 +129,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, _route(request), exc_info=error)
-    return problem(500, _INTERNAL, instance=request.url.path)
+    return problem(500, INTERNAL, instance=request.url.path)
 
 
 def _route(request: Request) -> str:

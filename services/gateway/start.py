@@ -43,6 +43,7 @@ def serve_forever(
     log_features: float = 0.0,
     trace: bool = False,
     tokens: TokensConfig | None = None,
+    grpc_port: int | None = None,
 ) -> None:
     """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way.
 
@@ -71,6 +72,7 @@ def serve_forever(
         "needs_keys": needs_keys,
         "log_features": log_features,
         "tokens": tokens,
+        "grpc": None if grpc_port is None else {"host": host, "port": grpc_port},
     }
     with (
         _traced() if trace else nullcontext(),
@@ -113,12 +115,14 @@ def started(
     # Loaded here and not only in the gateway, so that progress and errors are seen by whoever typed the command.
     Release.open(opened, release or served_release(opened)).open_store(options.get("store")).close()
     joins = _is_connected() or bool(os.environ.get("RAY_ADDRESS"))
-    if not joins and not is_free(host, port):
-        raise ConfigurationError(
-            f"Port {port} of {host} is taken",
-            expected="a free port",
-            do="Stop what listens there, or name another one with --port.",
-        )
+    grpc = options.get("grpc")
+    for setting, wanted in (("--port", port), ("serving.grpc_port", None if grpc is None else grpc["port"])):
+        if not joins and wanted is not None and not is_free(host, wanted):
+            raise ConfigurationError(
+                f"Port {wanted} of {host} is taken",
+                expected="a free port",
+                do=f"Stop what listens there, or name another one with {setting}.",
+            )
     with tempfile.TemporaryDirectory(prefix="sonder-", ignore_cleanup_errors=True) as folder:
         if len(folder) > MAX_FOLDER_LENGTH:
             raise ConfigurationError(

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import httpx
 import pytest
 import yaml
 from ray import serve
 
 from services.gateway.proxy import free_ports
+from services.gateway.rpc.sonder_pb2 import GetProfileRequest, Profile
 from services.gateway.start import APPLICATION, started
 from sonder.client import Client
 from sonder.core.errors import InvalidRequest
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[2] / "infra" / "serve" / "sonder.yaml"
+GRPC: list[int] = []  # the port, once it is known
 VOLATILE = {"age_ms", "computed_at"}
 
 
@@ -35,7 +38,9 @@ def tiny_release(new_release: Callable[[], TinyRelease]) -> TinyRelease:
 
 @pytest.fixture(scope="module")
 def url(ray_session: None, tiny_release: TinyRelease) -> Iterator[str]:
-    with started(tiny_release.workspace.root.uri, port=free_ports(1)[0]) as served_at:
+    http, rpc = free_ports(2)
+    GRPC.append(rpc)
+    with started(tiny_release.workspace.root.uri, port=http, grpc={"host": "127.0.0.1", "port": rpc}) as served_at:
         yield served_at
     serve.shutdown()
 
@@ -73,6 +78,15 @@ def test_every_answer_is_the_one_that_the_same_code_gives_without_serve(url: str
     with httpx.Client(base_url=url, trust_env=False) as http:
         for path in [*paths, "/v1/release", "/healthz", "/readyz"]:
             assert settled(http.get(path).raise_for_status().json()) == settled(served.get(path)), path
+
+
+def test_grpc_is_answered_beside_http(url: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{GRPC[0]}") as channel:
+        read: Any = channel.unary_unary("/sonder.v1.Sonder/GetProfile", response_deserializer=Profile.FromString)
+        answer = read(GetProfileRequest(user_id="user-1", fresh=True).SerializeToString(), timeout=20)
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        assert answer.release == http.get("/v1/release").json()["release"]
+        assert answer.num_events == http.get("/v1/users/user-1").json()["num_events"]
 
 
 def test_behind_serve_an_answer_has_one_request_id_and_metrics_are_read(url: str) -> None:

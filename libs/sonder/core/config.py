@@ -268,6 +268,7 @@ class TokensConfig(Section):
 class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="also answer gRPC here, at the same host")
     needs_keys: bool | None = Field(None, description="whether requests need an API key; beyond loopback if not set")
     tokens: TokensConfig | None = Field(None, description="whose signed tokens (JWT) are taken beside our own keys")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")

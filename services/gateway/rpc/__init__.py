@@ -1,0 +1,1 @@
+"""The gateway over gRPC: the same engine, doors and answers as over HTTP (sonder.proto)."""
