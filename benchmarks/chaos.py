@@ -60,8 +60,9 @@ def processes_of(part: str) -> set[int]:
 class Events(threading.Thread):
     """Sends batches until stopped; remembers how many events of each user were accepted."""
 
-    def __init__(self, url: str, items: list[str], start: datetime, rate: float) -> None:
+    def __init__(self, url: str, items: list[str], start: datetime, rate: float, num_users: int = NUM_USERS) -> None:
         super().__init__(daemon=True)
+        self._num_users = num_users
         self.accepted: dict[str, int] = {}
         self.repeated, self._stopped = 0, threading.Event()
         self._url, self._items, self._start, self._pause_s = url, items, start, PER_BATCH / rate
@@ -71,7 +72,7 @@ class Events(threading.Thread):
             number = 0
             while not self._stopped.wait(self._pause_s):
                 number += 1
-                user = f"chaos-{number % NUM_USERS}"
+                user = f"chaos-{number % self._num_users}"
                 rows = [
                     {
                         "event_id": f"{number}-{part}",
