@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def part_of(command: str) -> str:
     """What a process is to the application; a Ray worker names itself after its actor."""
     for prefix in ("ray::ServeReplica:sonder:", "ray::"):
         if command.startswith(prefix):
-            return command.removeprefix(prefix).split()[0].split(".")[0].split(":")[0]
+            return re.split(r"[\s\0.:]", command.removeprefix(prefix), maxsplit=1)[0]
     names = ("haproxy", "gcs_server", "raylet")
     return next((name for name in names if name in command.split("\0")[0]), "other processes of Ray")
 
