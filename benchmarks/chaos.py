@@ -11,7 +11,9 @@ all stages and the refresh at once. A part is back when a new process of its nam
 `?fresh=true` without a degraded part.
 Prints a Markdown report; exit status 1 where a stored read was not 200, an accepted event is not in the stored profile
 of its user in the end, one counts twice, or a part did not come back within 60 s. A broken connection of a read counts
-as failed and is told apart.
+as failed and is told apart. Then what operators do on purpose, under the same load: promote another release (a copy of
+the first under another id), roll it back, and deploy the application anew with another setting, which replaces every
+replica; these must not break a connection either. Last, HAProxy itself is killed: the one door of a node.
 """
 
 from __future__ import annotations
@@ -32,28 +34,34 @@ from typing import Any
 
 import httpx
 
+from benchmarks.processes import with_descendants
 from benchmarks.serving import some_users
 from sonder.core.config import load
+from sonder.core.storage import MANIFEST
 from sonder.core.workspace import Workspace
 from sonder.history.vocabulary import Vocabulary
 from sonder.releases.artefacts import Release, served_release
+from sonder.releases.registry import Registry
 
-PARTS = ("gateway", "embedding", "segmentation", "scoring", "retrieval", "refresh", "controller", "everything behind")
+KILLED = ("gateway", "embedding", "segmentation", "scoring", "retrieval", "refresh", "controller", "everything behind")
+CHANGED = ("promotion", "rollback", "redeploy")
+PROXY = "haproxy"  # alone may break connections and refuse new ones: it is the only door of the node
 BEHIND = ("embedding", "segmentation", "scoring", "retrieval", "refresh")
 NUM_USERS, PER_BATCH = 40, 5
 
 
 def processes_of(part: str) -> set[int]:
-    """Processes of a part; a Ray worker names itself after its actor."""
+    """Processes of a part below this one; a Ray worker names itself after its actor."""
     title = "ray::ServeController" if part == "controller" else f"ray::ServeReplica:sonder:{part}"
     found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "cmdline").read_bytes().decode(errors="replace").startswith(title):
-                    found.add(int(entry.name))
-            except OSError:
-                continue
+    for pid in with_descendants({os.getpid()}):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        is_proxy = Path(command.split("\0")[0]).name.startswith(PROXY)
+        if is_proxy if part == PROXY else command.startswith(title):
+            found.add(pid)
     return found
 
 
@@ -152,13 +160,50 @@ def reader(port: int, users: list[str], rate: float, seconds: float) -> subproce
     return process
 
 
-def attack(url: str, port: int, users: list[str], events: Events, reads: float) -> list[dict[str, Any]]:
+def change(url: str, what: str, workspace: Workspace, first: str, second: str) -> float | None:
+    """Seconds until what was changed is what answers; None after 60 s."""
+    started = time.perf_counter()
+    if what == "redeploy":
+        from ray import serve
+
+        from services.gateway.app import GatewayArgs, build
+
+        args = GatewayArgs(workspace=workspace.root.uri, gateways=2, log_features=0.001)
+        before = {name: processes_of(name) for name in ("gateway", *BEHIND)}
+        serve.run(build(args), name="sonder", route_prefix="/")
+        while any(processes_of(name) & before[name] for name in ("gateway", "refresh", "scoring")):
+            if time.perf_counter() - started > 60:
+                return None
+            time.sleep(0.2)
+        return time.perf_counter() - started
+    registry = Registry(workspace)
+    if what == "promotion":
+        registry.promote(second, reason="chaos")
+    else:
+        registry.rollback(reason="chaos")
+    wanted, seen = second if what == "promotion" else first, 0
+    with httpx.Client(base_url=url, trust_env=False, timeout=10) as http:
+        while time.perf_counter() - started < 60:
+            # Two gateways change one by one: ten answers in a row, each on a connection of its own, are both of them.
+            is_there = http.get("/v1/release", headers={"connection": "close"}).json()["release"] == wanted
+            seen = seen + 1 if is_there else 0
+            if seen == 10:
+                return time.perf_counter() - started
+            time.sleep(0.1)
+    return None
+
+
+def attack(
+    url: str, port: int, users: list[str], events: Events, reads: float, workspace: Workspace, releases: tuple[str, str]
+) -> list[dict[str, Any]]:
     told = []
-    for part in PARTS:
-        load_run = reader(port, users, reads, seconds=20)
+    for part in (*KILLED, *CHANGED, PROXY):
+        load_run = reader(port, users, reads, seconds=40 if part in CHANGED else 20)
         time.sleep(3)
-        before = kill(part)
-        back_s = wait_until_back(url, part, before, users[0])
+        if part in CHANGED:
+            back_s = change(url, part, workspace, *releases)
+        else:
+            back_s = wait_until_back(url, part, kill(part), users[0])
         assert load_run.stdout is not None
         answers = json.loads(load_run.stdout.read())
         failed = answers["n"] - answers["statuses"].get("200", 0)
@@ -166,6 +211,15 @@ def attack(url: str, port: int, users: list[str], events: Events, reads: float) 
         print(f"{part}: back after {back_s}, {answers['statuses']}, broken {answers['errors']}", file=sys.stderr)
     events.stop()
     return told
+
+
+def add_copy(workspace: Workspace, release_id: str) -> str:
+    """A second release: the same files under another id, so that what differs is who answers."""
+    copied = f"{release_id[:-1]}{'0' if release_id[-1] != '0' else '1'}"
+    shutil.copytree(workspace.release(release_id).path, workspace.release(copied).path)
+    manifest = workspace.release(copied) / MANIFEST
+    manifest.write_json({**manifest.read_json(), "id": copied})
+    return copied
 
 
 def main() -> None:
@@ -183,13 +237,14 @@ def main() -> None:
         release = Release.open(Workspace.at(folder), served_release(Workspace.at(folder)))
         users, items = some_users(release), Vocabulary.load(release.items).item_ids.to_pylist()[:200]
         (port,) = free_ports(1)
-        with started(folder, port=port, release=release.id, gateways=2) as url:
+        second = add_copy(Workspace.at(folder), release.id)
+        with started(folder, port=port, gateways=2) as url:
             start = datetime.fromtimestamp(release.manifest.as_of_us / 1e6, tz=UTC) + timedelta(seconds=1)
             events = Events(url, items, start, options.events)
             events.start()
-            told = attack(url, port, users, events, options.reads)
+            told = attack(url, port, users, events, options.reads, Workspace.at(folder), (release.id, second))
             wrong = events_in_profiles(url, events.accepted)
-    names = ("killed", "back after s", "stored reads", "not 200", "broken connections", "p99 ms", "most ms")
+    names = ("killed or changed", "back after s", "stored reads", "not 200", "broken connections", "p99 ms", "most ms")
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for row in told:
         back = "not within 60" if row["back_s"] is None else f"{row['back_s']:.1f}"
@@ -204,10 +259,11 @@ def main() -> None:
     )
     print(f"{len(wrong)} users have another number of events in their stored profile: {wrong}")
     failed, broken = (sum(row[name] for row in told) for name in ("failed", "errors"))
+    broken_on_purpose = sum(row["errors"] for row in told if row["part"] in CHANGED)
     line = {"reads": sum(row["n"] for row in told), "reads_failed": failed, "connections_broken": broken}
     line |= {"events_accepted": num, "users_with_lost_or_repeated_events": len(wrong)}
     print(json.dumps(line))
-    if failed or wrong or any(row["back_s"] is None for row in told):
+    if failed or wrong or broken_on_purpose or any(row["back_s"] is None for row in told):
         raise SystemExit(1)
 
 

@@ -36,7 +36,7 @@ from sonder.profiles.attributes import FACTS
 from sonder.profiles.online_log import Appended, OnlineLog
 from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.recent_events import EventPacker
-from sonder.profiles.record import cold_profile, iso_time, splice, to_json_records
+from sonder.profiles.record import Pieces, cold_profile, cut, iso_time, splice, to_json_records
 from sonder.profiles.store import ProfileStore, StoredProfile
 from sonder.segments.clusters import Clusters
 from sonder.segments.lookalike import LEAST_SEEDS, few_seeds
@@ -109,6 +109,7 @@ class Engine:
         clock_us: Callable[[], int] = now_us,
     ) -> None:
         self._release, self._store, self._stages = release, store, stages
+        self._release_bytes = release.id.encode()
         self._previews, self._memberships = previews, memberships
         self._budget_s, self._clock_us = budget_s, clock_us
         self._have_answered = False  # every stage, once
@@ -153,11 +154,11 @@ class Engine:
     def profiles(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> bytes:
         """Stored profiles in the order asked for."""
         found, audiences = self._stored_many(user_ids, fields)
-        answers = [
-            self._answer(stored, fields, audiences=of_user)
-            for stored, of_user in zip(found, audiences or repeat(None), strict=False)
-        ]
-        return b'{"release":"%b","profiles":[%b]}' % (self._release.id.encode(), b",".join(answers))
+        pieces: list[bytes | memoryview] = [b'{"release":"%b","profiles":[' % self._release_bytes]
+        for stored, of_user in zip(found, audiences or repeat(None), strict=False):
+            pieces += *self._pieces(stored, fields, audiences=of_user), b","
+        pieces[-1] = b"]}"  # a request names one user at least
+        return b"".join(pieces)
 
     def profiles_stream(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> bytes:
         """The same as an Arrow IPC stream, by default with the embedding, as the files of the release have it."""
@@ -426,21 +427,37 @@ class Engine:
         *,
         audiences: Audiences | None = None,
     ) -> bytes:
-        body = stored.body
+        return b"".join(self._pieces(stored, fields, degraded, audiences=audiences))
+
+    def _pieces(
+        self,
+        stored: StoredProfile,
+        fields: Sequence[str] | None,
+        degraded: Sequence[dict[str, Any]] = (),
+        *,
+        audiences: Audiences | None = None,
+    ) -> Pieces:
+        """The answer in pieces that are to be joined."""
+        body, also = stored.body, b""
         if fields is not None:
-            content = orjson.loads(body)
+            body = cut(body, fields)
             if "embedding" in fields:
-                content["embedding"] = np.frombuffer(stored.embedding, dtype="<f4") if stored.embedding else None
-            kept = {name: content.get(name) for name in (*ENVELOPE, *(name for name in PARTS if name in fields))}
-            body = orjson.dumps(kept, option=orjson.OPT_SERIALIZE_NUMPY)
+                vector = np.frombuffer(stored.embedding, dtype="<f4") if stored.embedding else None
+                body = b'%b,"embedding":%b}' % (body[:-1], orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
         if audiences is not None:
-            body = b'{"audiences":%b,%b' % (audiences.to_json(), body[1:])
+            also = b'"audiences":%b,' % audiences.to_json()
             degraded = (*degraded, *audiences.degraded)
         if degraded:
             for missing in degraded:
                 metrics.DEGRADED.labels(missing["stage"]).inc()
-            body = b'{"degraded":%b,%b' % (orjson.dumps(list(degraded)), body[1:])
-        return splice(body, release=self._release.id, computed_at_us=stored.computed_at_us, now_us=self._clock_us())
+            also = b'"degraded":%b,%b' % (orjson.dumps(list(degraded)), also)
+        return splice(
+            body,
+            release=self._release_bytes,
+            computed_at_us=stored.computed_at_us,
+            now_us=self._clock_us(),
+            also=also,
+        )
 
     def _parts_answer(
         self, stored: StoredProfile, content: Mapping[str, Any], degraded: Sequence[dict[str, Any]]

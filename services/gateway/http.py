@@ -21,6 +21,7 @@ import sonder
 from services.gateway import observing, problems, schemas, tables
 from services.gateway.doors import Doors, HttpDoors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
+from services.gateway.hot import StoredReads
 from services.gateway.schemas import PathItemId, PathUserId
 from services.gateway.stages import Wish
 from sonder.core.errors import NotReady
@@ -114,6 +115,7 @@ def create_app(engine: Engine | None, *, doors: Doors | None = None) -> FastAPI:
     app.include_router(audiences)
     app.include_router(operations)
     app.include_router(observing.observation)
+    app.add_middleware(StoredReads, route=_route_of(read_profile))
     problems.install(app)
     if doors is not None:
         app.add_middleware(HttpDoors, doors=doors)
@@ -133,6 +135,10 @@ class EncodedPath:
         if b"%" in scope.get("raw_path", b""):
             scope["path"] = scope["raw_path"].decode("ascii", "replace")
         await self._app(scope, receive, send)
+
+
+def _route_of(endpoint: Any) -> Any:
+    return next(route for route in users.routes if getattr(route, "endpoint", None) is endpoint)
 
 
 def _operation_id(route: APIRoute) -> str:

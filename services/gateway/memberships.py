@@ -41,7 +41,9 @@ class Audiences:
     degraded: tuple[Missing, ...] = ()
 
     def to_json(self) -> bytes:
-        return orjson.dumps(None if self.found is None else [membership._asdict() for membership in self.found])
+        if not self.found:
+            return b"null" if self.found is None else b"[]"  # most users are in none
+        return orjson.dumps([membership._asdict() for membership in self.found])
 
 
 @dataclass(frozen=True)

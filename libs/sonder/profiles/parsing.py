@@ -1,7 +1,7 @@
 """Stored JSON records -> a table of the profiles' schema: the columns that the Parquet files of a release have.
 
-pyarrow parses the records side by side with the schema that wrote them; only the small objects of the user table
-(attributes, consent) go through Python.
+pyarrow parses what is wanted of the records with the schema that wrote them; only the small objects of the user
+table (attributes, consent) go through Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.json as pj
 
 from sonder.events.contract import ATTRIBUTES_TYPE, CONSENT_TYPE, TIMESTAMP_TYPE
 from sonder.profiles.attributes import stored_facts
-from sonder.profiles.record import PROFILE_SCHEMA
+from sonder.profiles.record import PROFILE_SCHEMA, cut
 
 _OBJECTS = {"attributes": (ATTRIBUTES_TYPE, "value"), "consent": (CONSENT_TYPE, "granted")}
 _COMPUTED_AT = pa.field("computed_at", TIMESTAMP_TYPE, nullable=False)
@@ -53,7 +53,7 @@ def pack_vectors(packed: Sequence[bytes]) -> pa.ListArray:
 
 
 def _parse(bodies: Sequence[bytes], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
-    content = b"\n".join(bodies)
+    content = b"\n".join(cut(body, columns) for body in bodies)
     wanted = pa.schema([schema.field(name) for name in columns])
     if not bodies:
         return wanted.empty_table()

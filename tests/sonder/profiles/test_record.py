@@ -4,13 +4,15 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.history.timelines import Timelines
 from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.interests.ward import INTEREST_SCHEMA
 from sonder.profiles.assembling import StageOutputs, assemble_profiles
-from sonder.profiles.record import PROFILE_SCHEMA, cold_profile, embeddings_of, splice, to_json_records
+from sonder.profiles.record import PROFILE_SCHEMA, cold_profile, cut, embeddings_of, splice, to_json_records
 from sonder.scoring.table import SCORE_SCHEMA
 from sonder.segments.clusters import Clusters
 from sonder.segments.lifecycle import LIFECYCLE_SCHEMA
@@ -181,9 +183,47 @@ def test_the_cold_profile_answers_with_base_rates_and_its_reason() -> None:
 
 
 def test_reading_adds_release_and_age_in_front() -> None:
-    answer = orjson.loads(splice(b'{"user_id":"a"}', release="r-1", computed_at_us=1_000_000, now_us=3_500_000))
+    answer = orjson.loads(
+        b"".join(splice(b'{"user_id":"a"}', release=b"r-1", computed_at_us=1_000_000, now_us=3_500_000))
+    )
     assert answer == {"release": "r-1", "age_ms": 2500, "user_id": "a"}
 
 
 def test_an_age_is_never_negative() -> None:
-    assert orjson.loads(splice(b'{"user_id":"a"}', release="r", computed_at_us=2_000_000, now_us=0))["age_ms"] == 0
+    assert (
+        orjson.loads(b"".join(splice(b'{"user_id":"a"}', release=b"r", computed_at_us=2_000_000, now_us=0)))["age_ms"]
+        == 0
+    )
+
+
+TEXTS = st.text(max_size=12) | st.sampled_from(
+    ['","scores":[', ',"num_events":1,"first_seen":', "consent", '\\",', "{}"]
+)
+FACTS_OF_ONE = st.dictionaries(
+    st.sampled_from(["consent", "scores", "signup_at", "embedding"]) | TEXTS, TEXTS, max_size=3
+)
+
+
+@given(
+    user_id=TEXTS,
+    title=TEXTS,
+    attributes=st.none() | FACTS_OF_ONE,
+    wanted=st.sets(st.sampled_from([name for name in PROFILE_SCHEMA.names if name != "embedding"])),
+)
+def test_a_record_cut_to_columns_is_the_record_without_the_others(
+    user_id: str, title: str, attributes: dict[str, str] | None, wanted: set[str]
+) -> None:
+    (row,) = cold_profile(user_id, base_rates=RATES, as_of_us=AS_OF).to_pylist()
+    row["interests"] = [{"rank": 1, "name": title, "title": title, "category": title, "num_events": 3}]
+    row["scores"] = [
+        {"name": title, "value": 0.5, "base_rate": 0.5, "drivers": [{"reason": title, "contribution": 1.0}]}
+    ]
+    if attributes is not None:
+        row["attributes"] = [{"name": name, "value": value} for name, value in attributes.items()]
+        row["consent"] = [{"name": name, "granted": True} for name in attributes]
+    (record,) = to_json_records(pa.Table.from_pylist([row], schema=PROFILE_SCHEMA), computed_at_us=AS_OF)
+    envelope = {"user_id", "is_cold", "cold_reason", "as_of", "computed_at"}
+    whole = orjson.loads(record)
+    expected = {name: value for name, value in whole.items() if name in envelope | wanted}
+    assert list(orjson.loads(cut(record, wanted)).items()) == list(expected.items())
+    assert cut(record, PROFILE_SCHEMA.names) == record
