@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_features, cli_forget, cli_keys, cli_store, cli_target
+from pipelines import cli_audience, cli_features, cli_forget, cli_keys, cli_release, cli_store, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -27,8 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-release_app = typer.Typer(help="List, show, promote and roll back releases.", no_args_is_help=True)
-app.add_typer(release_app, name="release")
+app.add_typer(cli_release.app, name="release")
 app.add_typer(cli_audience.app, name="audience")
 app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
 app.add_typer(cli_features.app, name="features")
@@ -198,62 +197,6 @@ def _run_until(step: str, config: SonderConfig) -> None:
 
     result = run_until(config, step)
     typer.echo(" ".join(f"{key}={value}" for key, value in result.items() if isinstance(value, str | int | float)))
-
-
-# -- releases ------------------------------------------------------------------------------------------------------
-
-
-@release_app.command("list")
-def release_list(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
-    """Every release of the workspace, the served one marked."""
-    from pipelines.terminal import show_releases
-    from sonder.core.workspace import Workspace
-    from sonder.releases.registry import Registry
-
-    show_releases(Registry(Workspace.at(load(config, overrides or ()).workspace)))
-
-
-@release_app.command("show")
-def release_show(
-    release_id: Annotated[str | None, typer.Argument(help="the served one if not named")] = None,
-    config: ConfigOption = DEFAULT_CONFIG,
-    overrides: SetOption = None,
-) -> None:
-    """One release: inputs, metrics, digests."""
-    from pipelines.terminal import show_release
-    from sonder.core.workspace import Workspace
-    from sonder.releases.registry import Registry
-
-    show_release(Registry(Workspace.at(load(config, overrides or ()).workspace)), release_id)
-
-
-@release_app.command("promote")
-def release_promote(
-    release_id: str,
-    reason: Annotated[str, typer.Option(help="kept with the switch")] = "promoted by hand",
-    config: ConfigOption = DEFAULT_CONFIG,
-    overrides: SetOption = None,
-) -> None:
-    """Verify a release against its digests and serve it."""
-    from sonder.core.workspace import Workspace
-    from sonder.releases.registry import Registry
-
-    Registry(Workspace.at(load(config, overrides or ()).workspace)).promote(release_id, reason=reason)
-    typer.echo(f"{release_id} is current. A running `sonder serve` answers from it within seconds.")
-
-
-@release_app.command("rollback")
-def release_rollback(
-    reason: Annotated[str, typer.Option(help="kept with the switch")] = "rolled back by hand",
-    config: ConfigOption = DEFAULT_CONFIG,
-    overrides: SetOption = None,
-) -> None:
-    """Go back to the release that was served before."""
-    from sonder.core.workspace import Workspace
-    from sonder.releases.registry import Registry
-
-    current = Registry(Workspace.at(load(config, overrides or ()).workspace)).rollback(reason=reason)
-    typer.echo(f"{current.release} is current again. A running `sonder serve` answers from it within seconds.")
 
 
 # -- after a build -------------------------------------------------------------------------------------------------

@@ -134,11 +134,11 @@ def _show_scores(metrics: dict[str, float]) -> None:
         table.add_column(label, justify="right")
     for name in names:
         values = [metrics.get(f"scores.{name}.{column}") for column in columns]
-        table.add_row(name, *(_number(value) for value in values))
+        table.add_row(name, *(number(value) for value in values))
     console.print(table)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     if value is None:
         return "·"
     return f"{value:,.0f}" if value == int(value) and abs(value) > 1 else f"{value:.4f}"
@@ -165,27 +165,6 @@ def show_build(config: SonderConfig, release_id: str, config_file: Path) -> None
             f"Served is still {current.release}. Switch: sonder release promote {release_id} -c {config_file}"
         )
     console.print(f"Next: sonder serve -c {config_file} · sonder profile USER -c {config_file}", soft_wrap=True)
-
-
-def show_releases(registry: Registry) -> None:
-    current = registry.current()
-    table = Table(title="Releases", title_justify="left")
-    for name in ("", "release", "made", "users", "NDCG@10", "parent"):
-        table.add_column(name)
-    for manifest in registry.list():
-        ndcg = manifest.metrics.get("retrieval.encoder.ndcg_at_10")
-        served = "served" if current and current.release == manifest.id else ""
-        users = f"{manifest.metrics.get('data.users', 0):,.0f}"
-        table.add_row(served, manifest.id, manifest.created_at, users, _number(ndcg), manifest.parent or "·")
-    console.print(table if table.row_count else "No release yet. `sonder build` makes one.")
-
-
-def show_release(registry: Registry, release_id: str | None) -> None:
-    import orjson
-
-    current = registry.current()
-    chosen = release_id or (current.release if current else "")
-    console.print_json(orjson.dumps(registry.show(chosen).to_dict()).decode())
 
 
 def show_story(story: Story) -> None:
