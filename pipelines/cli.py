@@ -38,6 +38,7 @@ app.add_typer(cli_forget.app)  # `sonder forget`
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]
 DEFAULT_CONFIG = Path("sonder.yaml")
+NOT_PROMOTED = 3  # exit status of `build --promote` whose release was made and is not served
 
 
 def main() -> None:
@@ -155,21 +156,25 @@ def build(
         str | None, typer.Option(help="train on from this release's encoder, in a tenth of the epochs; or `current`")
     ] = None,
 ) -> None:
-    """All steps, into one immutable release. Killed or interrupted, the same command goes on where it stopped."""
+    """All steps, into one immutable release. Killed or interrupted, the same command goes on where it stopped.
+
+    With --promote, exit status 3 says that the release was made and its consumers' promises keep it from being served.
+    """
     from pipelines.build import build as run_build
     from pipelines.build import with_parent
+    from pipelines.promotion import promote_build, read_consumers
     from pipelines.terminal import show_build
-    from sonder.core.workspace import Workspace
-    from sonder.releases.registry import Registry
 
     resolved = load(config, overrides or ())
     if parent is not None:
         resolved = with_parent(resolved, parent)
+    read_consumers(resolved)  # a mistake in what consumers ask for is found before hours of work
     release_id = run_build(resolved)
-    registry = Registry(Workspace.at(resolved.workspace))
-    if promote or registry.current() is None:
-        registry.promote(release_id, reason="asked by build" if promote else "first release of the workspace")
+    refusal = promote_build(resolved, release_id, asked=promote)
     show_build(resolved, release_id, config)
+    if refusal is not None:
+        typer.secho(f"{refusal.title}. {refusal}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(NOT_PROMOTED)
 
 
 @app.command()

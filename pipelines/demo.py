@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.rule import Rule
 
 from pipelines.build import build
+from pipelines.promotion import promote_release
 from pipelines.story import pick_users, read_story
 from pipelines.terminal import console, show_build, show_story
 from sonder.client import Client
@@ -27,7 +28,6 @@ from sonder.core.errors import StageUnavailable
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.events.synthetic import WorldConfig, write_world
-from sonder.releases.registry import Registry
 
 USERS, DAYS, SEED = 5_000, 90, 7
 SERVE_TIMEOUT_S = 120
@@ -48,9 +48,7 @@ def run(out: Path) -> None:
 
     _say("2. From the log to a release", f"sonder build -c {config_file} --set {' --set '.join(overrides)}")
     release_id = build(config)
-    registry = Registry(Workspace.at(config.workspace))
-    if (current := registry.current()) is None or current.release != release_id:
-        registry.promote(release_id, reason="demo")
+    promote_release(config, release_id, reason="demo")
     show_build(config, release_id, config_file)
 
     _say("3. Two of its users", f"sonder profile USER -c {config_file}")

@@ -75,6 +75,8 @@ def absolute_paths(config: SonderConfig) -> dict[str, Any]:
     content["events"]["path"] = [_absolute(path) for path in config.events.paths]
     if config.items:
         content["items"]["path"] = _absolute(config.items.path)
+    if config.consumers:
+        content["consumers"] = _absolute(config.consumers)
     return content
 
 

@@ -31,6 +31,7 @@ from sonder.core.loopback import LOOPBACKS
 from sonder.core.score_config import ScoreTask, ScoringConfig, expand_horizons
 from sonder.core.section import Section
 
+CONSUMERS_FILE = "consumers.yaml"  # taken from beside the configuration file if no key names another
 Protocol = Literal["temporal", "leave_one_out"]
 
 
@@ -304,6 +305,7 @@ class SonderConfig(Section):
     scoring: ScoringConfig = ScoringConfig()
     audiences: AudiencesConfig = AudiencesConfig()
     uplift: tuple[UpliftConfig, ...] = ()
+    consumers: str | None = Field(None, description="file of what a release must keep to be promoted")
     serving: ServingConfig = ServingConfig()
     seed: int = 7
 
@@ -337,7 +339,7 @@ class SonderConfig(Section):
     def digest(self, *sections: str) -> str:
         """16 hex digits over the named sections (if none is named, all that a build depends on)."""
         chosen = sections or tuple(
-            sorted(set(type(self).model_fields) - {"workspace", "audiences", "uplift", "serving"})
+            sorted(set(type(self).model_fields) - {"workspace", "audiences", "uplift", "consumers", "serving"})
         )
         content = {name: self.model_dump(mode="json")[name] for name in chosen}
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -360,6 +362,8 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Sonde
         raise ConfigurationError(f"{file} holds {type(raw).__name__}", expected="a mapping with `events:`")
     for override in overrides:
         _apply(raw, override)
+    if "consumers" not in raw and (beside := file.with_name(CONSUMERS_FILE)).is_file():
+        raw["consumers"] = str(beside)
     return validate(raw, source=str(file))
 
 

@@ -8,6 +8,7 @@ SonderError                    HTTP status when it reaches the gateway
 ├── NotFound                   404   a user, an item, a release or a snapshot does not exist
 ├── InvalidRequest             422   the caller's request breaks the contract
 │   └── InvalidRule            422   the rule of an audience cannot be read, or does not fit the data
+├── PromotionRefused           409   a release breaks what its consumers rely on
 ├── NotReady                   503   a release is not loaded yet
 └── StageUnavailable           503   a stage of the request path failed or ran out of time
 """
@@ -24,6 +25,7 @@ __all__ = [
     "InvalidRule",
     "NotFound",
     "NotReady",
+    "PromotionRefused",
     "SonderError",
     "StageUnavailable",
     "TooManyBadRows",
@@ -94,6 +96,27 @@ class InvalidRule(InvalidRequest):
 
 def _rebuild_rule_error(found: str, expected: str, do: str, excerpt: str) -> InvalidRule:
     return InvalidRule(found, expected=expected, do=do, excerpt=excerpt)
+
+
+class PromotionRefused(SonderError):
+    """`reasons` has one sentence for each broken promise; they end the message, a line each."""
+
+    status = 409
+    title = "Promotion is refused"
+
+    def __init__(self, found: str, *, expected: str = "", do: str = "", reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(found, expected=expected, do=do)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return "\n  ".join((super().__str__(), *self.reasons))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_refusal, (self.found, self.expected, self.do, self.reasons)
+
+
+def _rebuild_refusal(found: str, expected: str, do: str, reasons: tuple[str, ...]) -> PromotionRefused:
+    return PromotionRefused(found, expected=expected, do=do, reasons=reasons)
 
 
 class NotReady(SonderError):

@@ -76,6 +76,11 @@ class Release:
         return self.folder / "scores"
 
     @property
+    def score_quality(self) -> Folder:
+        """What was found of each task, `<task>.json` (evaluation.score_judgement)."""
+        return self.scores / "quality"
+
+    @property
     def profiles(self) -> Folder:
         return self.folder / "profiles"
 

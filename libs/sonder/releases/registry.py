@@ -1,69 +1,32 @@
-"""Seal a release, list them, and switch the one that is served.
+"""Seal a release, list them, and switch the one that is served (releases.current has the file that says which).
 
-`releases/CURRENT` is one JSON file, replaced whole: the served release, when and why it was promoted, and the ones
-served before it (newest first), so that rolling back twice goes back two.
+A switch is decided on what is served at that moment. If somebody else switches meanwhile, the gate is asked again:
+on a local disk under a lock, so that no switch is lost; object stores have no locks, there two switches within the
+same few milliseconds may lose one.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 import sonder
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
-from sonder.core.errors import ArtefactMismatch, InvalidRequest, NotFound
+from sonder.core.errors import InvalidRequest, NotFound
 from sonder.core.storage import Folder, drop_unfinished, publish, read_manifest
 from sonder.core.workspace import Workspace
+from sonder.releases.current import CURRENT, Current, GateRecord, Promotion
 from sonder.releases.manifest import Manifest, describe_files, read_release, verify_files
 
-CURRENT = "CURRENT"
-_MAX_HISTORY = 50
 RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """One switch: what was served from then on, and why."""
-
-    release: str
-    promoted_at: str  # ISO 8601, UTC
-    reason: str
-
-
-@dataclass(frozen=True)
-class Current:
-    """What is served, and what was before."""
-
-    release: str
-    promoted_at: str
-    reason: str
-    predecessor: str | None
-    history: tuple[Promotion, ...] = ()  # newest first; the first is the predecessor
-
-    @classmethod
-    def after(cls, promotion: Promotion, history: tuple[Promotion, ...]) -> Current:
-        kept = history[:_MAX_HISTORY]
-        predecessor = kept[0].release if kept else None
-        return cls(promotion.release, promotion.promoted_at, promotion.reason, predecessor, kept)
-
-    @classmethod
-    def read(cls, file: Folder) -> Current:
-        try:
-            content: dict[str, Any] = file.read_json()
-            return cls(**{**content, "history": tuple(Promotion(**entry) for entry in content["history"])})
-        except (TypeError, KeyError, ValueError) as error:
-            raise ArtefactMismatch(
-                f"releases/{CURRENT} cannot be read: {error}",
-                expected="what `sonder release promote` writes",
-                do="Promote a release again.",
-            ) from error
-
-    @property
-    def promotion(self) -> Promotion:
-        return Promotion(self.release, self.promoted_at, self.reason)
+Gate = Callable[[str, str], GateRecord]  # (release to be, release that is served) -> record, or PromotionRefused
 
 
 def seal(
@@ -127,38 +90,67 @@ class Registry:
             )
         return read_release(folder)
 
+    def newest(self) -> Manifest:
+        """The release that was made last; NotFound if there is none."""
+        if not (releases := self.list()):
+            raise NotFound(f"No release in {self._workspace.root}", do="`sonder build` makes one.")
+        return releases[-1]
+
     def current(self) -> Current | None:
         """What is served, None before the first promotion."""
         file = self._workspace.releases / CURRENT
         return Current.read(file) if file.exists() else None
 
-    def promote(self, release_id: str, *, reason: str) -> Current:
-        """Verify a release against its digests, then serve it; nothing changes if it is served already."""
-        manifest = self.show(release_id)
-        verify_files(self._workspace.release(release_id), manifest)
-        current = self.current()
-        if current is not None and current.release == release_id:
-            return current
-        history = () if current is None else (current.promotion, *current.history)
-        return self._switch(Current.after(Promotion(release_id, _now(), reason), history))
+    def promote(self, release_id: str, *, reason: str, gate: Gate | None = None) -> Current:
+        """Verify a release against its digests, ask the gate, then serve it; nothing changes if it is served already.
+
+        `gate` (releases.checking.Gate): raises PromotionRefused where consumers rely on what is not so. The first
+        promotion of a workspace is compared with nothing and not asked about.
+        """
+        verify_files(self._workspace.release(release_id), self.show(release_id))
+        while True:
+            current = self.current()
+            if current is not None and current.release == release_id:
+                return current
+            record = gate(release_id, current.release) if gate is not None and current is not None else None
+            promotion = Promotion(release_id, _now(), reason, record)
+            after = Current(promotion) if current is None else current.after(promotion)
+            if self._switch(current, after):
+                return after
 
     def rollback(self, *, reason: str) -> Current:
-        """Serve the predecessor again, verified like any other."""
-        current = self.current()
-        if current is None or current.predecessor is None:
-            raise NotFound(
-                "No release was served before the current one",
-                expected="a predecessor in releases/CURRENT",
-                do="Promote a release by its id.",
-            )
-        manifest = self.show(current.predecessor)
-        verify_files(self._workspace.release(manifest.id), manifest)
-        told = f"rolled back from {current.release}: {reason}"
-        return self._switch(Current.after(Promotion(manifest.id, _now(), told), current.history[1:]))
+        """Serve the predecessor again, verified like any other and never gated: what was served may be again."""
+        while True:
+            current = self.current()
+            if current is None or current.predecessor is None:
+                raise NotFound(
+                    "No release was served before the current one",
+                    expected="a predecessor in releases/CURRENT",
+                    do="Promote a release by its id.",
+                )
+            manifest = self.show(current.predecessor)
+            verify_files(self._workspace.release(manifest.id), manifest)
+            after = current.back(Promotion(manifest.id, _now(), f"rolled back from {current.release}: {reason}"))
+            if self._switch(current, after):
+                return after
 
-    def _switch(self, current: Current) -> Current:
-        (self._workspace.releases / CURRENT).write_json(asdict(current))
-        return current
+    def _switch(self, before: Current | None, after: Current) -> bool:
+        """Whether the switch was made: it is not if something else is served than what it was decided on."""
+        with self._only_switch():
+            if self.current() != before:
+                return False
+            after.write(self._workspace.releases / CURRENT)
+            return True
+
+    @contextmanager
+    def _only_switch(self) -> Iterator[None]:
+        releases = self._workspace.releases
+        if not releases.is_local:
+            yield
+            return
+        Path(releases.path).mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{(releases / CURRENT).path}.lock"):
+            yield
 
 
 def _now() -> str:
