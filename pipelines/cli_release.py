@@ -39,6 +39,27 @@ def release_show(
     show_release(Registry(Workspace.at(load(config, overrides or ()).workspace)), release_id)
 
 
+@app.command("diff")
+def release_diff(
+    was: Annotated[str, typer.Argument(metavar="A", help="release that is looked at from")],
+    now: Annotated[str, typer.Argument(metavar="B", help="release that is asked about")],
+    out: Annotated[Path | None, typer.Option(help="also draw it: .html to write, one self-contained page")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all numbers here")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+) -> None:
+    """What is different in B, in numbers and pictures: metrics, settings, and where the users of both went."""
+    from pipelines.release_diff import compare_releases, write_page
+    from pipelines.terminal_diff import show_comparison
+
+    compared = compare_releases(load(config, overrides or ()), was, now)
+    show_comparison(compared)
+    _write_json(json_file, compared.to_dict())
+    if out is not None:
+        write_page(compared, out)
+        typer.echo(f"Wrote {out}")
+
+
 @app.command("check")
 def release_check(
     release_id: Annotated[str | None, typer.Argument(metavar="RELEASE", help="the newest if not named")] = None,

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from sonder.core.storage import Folder
 from sonder.core.telemetry import stage
@@ -31,6 +28,7 @@ from sonder.evaluation.charts import (
     weekly_chart,
 )
 from sonder.evaluation.growth_charts import growth_view
+from sonder.evaluation.page import page_environment, styles
 from sonder.evaluation.reach_chart import reach_view
 from sonder.evaluation.report_content import ClusterFacts, EmbeddingSample, ReportContent, RetrievalFacts
 from sonder.evaluation.report_facts import (
@@ -50,7 +48,6 @@ from sonder.evaluation.report_facts import (
 from sonder.evaluation.score_pages import score_view
 
 PAGE, METRICS = "index.html", "metrics.json"
-_UNBREAKABLE = re.compile(r"(\d{4}-\d{2}-\d{2}|\d[\d.,]* %)")
 STATES = ("new", "core", "casual", "marginal", "resurrected", "dormant", "cold")  # from here to gone
 METHOD_LIMITS = (
     "Numbers of a log's past say what would have been found among what users chose anyway. What users would do if they "
@@ -103,42 +100,29 @@ def write_report(folder: Folder, content: ReportContent) -> dict[str, float]:
 
 def render(content: ReportContent) -> str:
     """The page as one string."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sonder.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters |= {
-        "count": _count,
-        "percent": _percent,
-        "decimals": _decimals,
-        "size": _size,
-        "unbroken": _unbroken,
-    }
-    templates = resources.files("sonder.evaluation").joinpath("templates")
-    css = "".join(
-        templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "growth.css", "scores.css")
-    )
-    return environment.get_template("report.html").render(
-        c=content,
-        css=Markup(css),
-        facts=headline_facts(content),
-        contents=CONTENTS,
-        weekly=_weekly(content),
-        by_reason=sorted(content.data.by_reason.items(), key=lambda pair: (-pair[1], pair[0])),
-        reasons=REASONS,
-        quality=_quality(content.retrieval) if content.retrieval is not None else None,
-        **_lifecycle(content),
-        clusters=_clusters(content.clusters),
-        scores=[score_view(facts) for facts in content.scores],
-        reach=None if content.reach is None else reach_view(content.reach),
-        map=_map(content.embedding),
-        **_interests(content),
-        affinity_chart=_affinity_chart(content),
-        limits=[*content.limits, *METHOD_LIMITS],
-        glossary=GLOSSARY,
-        config=json.dumps(content.config, indent=2, ensure_ascii=False, sort_keys=True),
+    return (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            c=content,
+            css=styles("report.css", "growth.css", "scores.css"),
+            facts=headline_facts(content),
+            contents=CONTENTS,
+            weekly=_weekly(content),
+            by_reason=sorted(content.data.by_reason.items(), key=lambda pair: (-pair[1], pair[0])),
+            reasons=REASONS,
+            quality=_quality(content.retrieval) if content.retrieval is not None else None,
+            **_lifecycle(content),
+            clusters=_clusters(content.clusters),
+            scores=[score_view(facts) for facts in content.scores],
+            reach=None if content.reach is None else reach_view(content.reach),
+            map=_map(content.embedding),
+            **_interests(content),
+            affinity_chart=_affinity_chart(content),
+            limits=[*content.limits, *METHOD_LIMITS],
+            glossary=GLOSSARY,
+            config=json.dumps(content.config, indent=2, ensure_ascii=False, sort_keys=True),
+        )
     )
 
 
@@ -287,27 +271,6 @@ def _affinity_chart(content: ReportContent) -> Markup | None:
     return reliability_chart(curve, mean, "share of a category, level 1")
 
 
-def _unbroken(text: str) -> Markup:
-    """Keep dates and percentages on one line."""
-    parts = _UNBREAKABLE.split(text)  # the odd ones are the matches
-    return Markup("").join(
-        Markup('<span class="nowrap">{}</span>').format(part) if place % 2 else escape(part)
-        for place, part in enumerate(parts)
-    )
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else percent(value)
-
-
-def _decimals(value: float | None, places: int = 4) -> str:
-    return "not measured" if value is None else f"{value:.{places}f}"
-
-
 def _slices(slices: dict[str, Any]) -> list[dict[str, Any]]:
     """The tables of the slices that were measured."""
     return [
@@ -315,12 +278,3 @@ def _slices(slices: dict[str, Any]) -> list[dict[str, Any]]:
         for key, title, of, num, caption in SLICES
         if slices.get(key)
     ]
-
-
-def _size(size_bytes: int) -> str:
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"

@@ -18,10 +18,11 @@ def check(workspace: Workspace, consumers: Consumers, release_id: str, against: 
     """Whether a release keeps what its consumers rely on; `against` None: compared with nothing."""
     now = read_facts(Release.open(workspace, release_id))
     was = None if against is None else read_facts(Release.open(workspace, against))
-    return judge(consumers, now, was, lambda: _known_metrics(workspace) | now.metrics.keys())
+    return judge(consumers, now, was, lambda: known_metrics(workspace) | now.metrics.keys())
 
 
-def _known_metrics(workspace: Workspace) -> set[str]:
+def known_metrics(workspace: Workspace) -> set[str]:
+    """Names of metrics that any release of the workspace has."""
     return {name for manifest in Registry(workspace).list() for name in manifest.metrics}
 
 

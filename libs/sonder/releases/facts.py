@@ -88,7 +88,9 @@ def _read_footers(files: Sequence[Folder]) -> tuple[dict[str, float], pa.Schema 
                     unknown |= {path} if missing is None else set()
     if not rows:
         return {}, schema
-    known = {f"coverage.{path}": 1 - nulls[path] / rows for path in nulls if path not in unknown}
+    always = {field.name for field in schema or () if not field.nullable and not pa.types.is_nested(field.type)}
+    unknown |= {*always, "cold_reason"}  # what each user has by its type, and what only users without a vector have
+    known = {f"coverage.{path}": (rows - nulls[path]) / rows for path in nulls if path not in unknown}
     return known, schema
 
 
