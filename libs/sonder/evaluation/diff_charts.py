@@ -46,22 +46,22 @@ def overlay_chart(
     )
 
 
-def cosine_chart(shares: Sequence[float]) -> Markup:
-    """Users by the cosine between their two vectors, from -1 to 1."""
-    highest, num = max(shares) or 1.0, len(shares)
+def cosine_chart(shares: Sequence[float], lowest: float) -> Markup:
+    """Users by the cosine between their two vectors, from `lowest` to 1."""
+    highest, step = max(shares) or 1.0, (1 - lowest) / len(shares)
     bars = Markup("").join(
         Markup('<rect x="{x}" y="{y}" width="0.86" height="{h}"><title>{t}</title></rect>').format(
             x=f"{place + 0.07:.2f}",
             y=f"{100 - 96 * share / highest:.1f}",
             h=f"{96 * share / highest:.1f}",
-            t=f"cosine {-1 + 2 * place / num:.2f} to {-1 + 2 * (place + 1) / num:.2f}: {share:.1%} of users",
+            t=f"cosine {lowest + step * place:.2f} to {lowest + step * (place + 1):.2f}: {share:.1%} of users",
         )
         for place, share in enumerate(shares)
     )
     return Markup(
         '<svg class="cosines" viewBox="0 0 {n} 100" preserveAspectRatio="none" role="img"'
         ' aria-label="Cosine between the vectors of a user">{bars}</svg>'
-    ).format(n=num, bars=bars)
+    ).format(n=len(shares), bars=bars)
 
 
 def pairs_chart(pairs: Sequence[tuple[int, int]], name: str, was: str, now: str) -> Markup:

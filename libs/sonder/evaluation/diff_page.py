@@ -64,7 +64,7 @@ def render_diff(differences: Differences, users: UserComparison, *, share: float
 
 def psi_word(psi: float) -> str:
     """The reading that is common in the industry."""
-    return "the same" if psi < PSI_SAME else "moved" if psi < PSI_OTHER else "another population"
+    return "the same" if psi < PSI_SAME else "somewhat moved" if psi < PSI_OTHER else "another population"
 
 
 def _headline(differences: Differences, users: UserComparison, verdict: Verdict | None) -> list[dict[str, str]]:
@@ -94,7 +94,12 @@ def _headline(differences: Differences, users: UserComparison, verdict: Verdict 
 
 
 def _promises(verdict: Verdict) -> list[dict[str, Any]]:
-    return [{"finding": finding, **_values(finding)} for finding in verdict.findings]
+    """The owner stands at the first promise to a consumer."""
+    first = {finding.consumer: place for place, finding in reversed(list(enumerate(verdict.findings)))}
+    return [
+        {"finding": finding, "is_first": first[finding.consumer] == place, **_values(finding)}
+        for place, finding in enumerate(verdict.findings)
+    ]
 
 
 def _values(finding: Finding) -> dict[str, str]:
@@ -177,7 +182,7 @@ def _score(shift: ScoreShift, was: str, now: str) -> dict[str, Any]:
 
 
 def _vectors(shift: VectorShift) -> dict[str, Any]:
-    return {"chart": cosine_chart(shift.histogram) if shift.histogram else None}
+    return {"chart": cosine_chart(shift.histogram, shift.lowest) if shift.histogram else None}
 
 
 def _interests(users: UserComparison, was: str, now: str) -> dict[str, Any] | None:

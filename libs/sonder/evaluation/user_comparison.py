@@ -15,6 +15,7 @@ Limits: no cosine where the widths differ, or where fewer than LEAST_VECTORS use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class Flow:
     @property
     def agreement(self) -> float:
         """Adjusted Rand index of the two groupings: 1 the same groups whatever they are called, 0 as by chance."""
-        counts = np.asarray(self.counts)
+        counts = np.array(self.counts, dtype=np.int64).reshape(len(self.before), len(self.after))
         rows, columns = (np.repeat(codes.ravel(), counts.ravel()) for codes in np.indices(counts.shape))
         return float(adjusted_rand_score(rows, columns)) if len(rows) else 1.0
 
@@ -85,7 +86,8 @@ class VectorShift:
     users: int
     reason: str | None = None
     movement: Movement | None = None
-    histogram: tuple[float, ...] = ()  # share of users per bin of cosine, [-1, 1]
+    histogram: tuple[float, ...] = ()  # share of users per equal bin of cosine, from `lowest` (and below) to 1
+    lowest: float = -1.0
     mean_raw: float | None = None
     mean_turned: float | None = None  # after the best rotation, of the half that it was not fitted on
 
@@ -219,11 +221,13 @@ def _vectors(both: pl.DataFrame) -> VectorShift:
     turned = _held_out(old_SD, new_SD)
     if turned > _OTHER_SPACE * max(float(raw_S.mean()), 0.0):
         return VectorShift(warm.height, "different space", mean_raw=float(raw_S.mean()), mean_turned=turned)
-    histogram = np.histogram(raw_S.clip(-1, 1), NUM_BINS, (-1, 1))[0] / len(raw_S)
+    lowest = max(-1.0, math.floor(10 * float(np.quantile(raw_S, 0.005))) / 10 - 0.1)
+    histogram = np.histogram(raw_S.clip(lowest, 1), NUM_BINS, (lowest, 1))[0] / len(raw_S)
     return VectorShift(
         users=warm.height,
         movement=movement(old_SD.astype(np.float32), new_SD.astype(np.float32)),
         histogram=tuple(histogram.tolist()),
+        lowest=lowest,
         mean_raw=float(raw_S.mean()),
         mean_turned=turned,
     )
