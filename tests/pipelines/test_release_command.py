@@ -164,8 +164,8 @@ def test_the_first_release_of_a_workspace_is_served_whatever_it_keeps(
     assert served(place) == "r-2"
 
 
-@pytest.mark.parametrize("folder", ["pipelines", "services"])
-def test_every_promotion_of_the_applications_goes_through_the_gate(folder: str) -> None:
+@pytest.mark.parametrize("folder", ["pipelines", "services", "libs"])
+def test_every_promotion_goes_through_the_gate(folder: str) -> None:
     """A call of a registry's `promote` without `gate=` would serve what consumers refuse."""
     found = []
     for file in sorted((ROOT / folder).rglob("*.py")):
