@@ -25,6 +25,7 @@ from sonder.core.ids import digest_bytes
 from sonder.core.storage import Folder
 from sonder.encoder.content import ItemContent
 from sonder.encoder.model import UserEncoder
+from sonder.encoder.newest import NewestStates
 from sonder.encoder.specification import EncoderSpec
 from sonder.encoder.trend import log_shares
 
@@ -103,6 +104,11 @@ class Encoder:
                 vectors[start : start + len(block)] = block.numpy()
         vectors[~self.candidates] = 0
         return vectors
+
+    @cached_property
+    def newest_states(self) -> NewestStates:
+        """What embeds users; made when first asked for."""
+        return NewestStates(self.model, self.spec.max_length)
 
     def with_popularity(self, popularity: NDArray[np.float64]) -> Encoder:
         """The same weights beside newer popularity: decayed counts [I], half-life `half_life_us`."""
