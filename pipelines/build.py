@@ -119,7 +119,13 @@ def _require_room(first_us: int, end_us: int, test_days: int) -> None:
 
 
 def _train(build: Build) -> dict[str, Any]:
-    return train_encoder(build.config, build.snapshot, build.target / "encoder", cutoff_us=build.cutoff_us)
+    return train_encoder(
+        build.config,
+        build.snapshot,
+        build.target / "encoder",
+        cutoff_us=build.cutoff_us,
+        follows=_parent_release(build),
+    )
 
 
 def _segment(build: Build) -> dict[str, Any]:
