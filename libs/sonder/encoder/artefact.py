@@ -117,6 +117,10 @@ class Encoder:
         """Vectors of the weights' space in the release's."""
         return vectors_ND if self.rotation_DD is None else vectors_ND @ self.rotation_DD.astype(np.float32)
 
+    def unturned(self, vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors of the release's space in that of the weights: what a retrain gives that nobody aligned."""
+        return vectors_ND if self.rotation_DD is None else vectors_ND @ self.rotation_DD.T.astype(np.float32)
+
     def aligned(self, rotation_DD: NDArray[np.float64] | None) -> Encoder:
         """The same weights in another space; None: in their own."""
         return replace(self, rotation_DD=rotation_DD, digest=_digest(self.model, rotation_DD))
