@@ -40,12 +40,13 @@ import polars as pl
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
 from benchmarks.encoder import read_log, to_timelines
 from benchmarks.warm_start import TEST_DAYS, Trained, train
+from sonder.core.config import EncoderConfig
 from sonder.encoder.alignment import align, shared_items
 from sonder.encoder.artefact import Encoder
 from sonder.encoder.inference import embed_users
@@ -65,12 +66,18 @@ def main() -> None:
     parser.add_argument("log", choices=["retail", "synthetic"])
     parser.add_argument("path", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
+    parser.add_argument("--max-epochs", type=int, default=100, help="of a training from nothing")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("sonder.encoder").setLevel(logging.INFO)
     torch.set_num_threads(arguments.threads)
     log = Log(arguments.log, arguments.path)
-    runs = [one_seed(log, seed) for seed in arguments.seeds]
+    config = EncoderConfig(max_epochs=arguments.max_epochs)
+    runs: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        runs.append(one_seed(log, seed, config))
+        logging.warning("so far: %s", json.dumps(summarised(arguments, log, runs)))
     print(json.dumps(summarised(arguments, log, runs)))
 
 
@@ -234,15 +241,15 @@ def chances_of(model: LogisticRegression, moment: Moment, vectors_UD: Vectors) -
     return np.where(moment.is_known_U, chances, np.nan)
 
 
-def one_seed(log: Log, seed: int) -> dict[str, Any]:
+def one_seed(log: Log, seed: int, config: EncoderConfig) -> dict[str, Any]:
     """Train everything once -> per-user results of every variant, and how the spaces relate."""
     started = time.process_time()
     old_log, old_items = log.known_before(log.first_us)
     new_log, new_items = log.known_before(log.second_us)
-    parent = train(old_log, old_items, log.first_us, seed)
+    parent = train(old_log, old_items, log.first_us, seed, config=config)
     retrains = {
-        "scratch": train(new_log, new_items, log.second_us, seed + 1_000),
-        "warm": train(new_log, new_items, log.second_us, seed, parent),
+        "scratch": train(new_log, new_items, log.second_us, seed + 1_000, config=config),
+        "warm": train(new_log, new_items, log.second_us, seed, parent, config),
     }
     users = log.users()
     moments = [Moment.of(log, users, old_items.item_ids.to_pylist(), at) for at in (log.first_us, log.second_us)]
@@ -329,7 +336,8 @@ def summarised(arguments: argparse.Namespace, log: Log, runs: list[dict[str, Any
     return {
         "benchmark": f"stability/{arguments.log}",
         "protocol": f"temporal, learnt {_day(log.first_us)}, asked {_day(log.second_us)}, {TEST_DAYS} days, k = {TOP}",
-        "seeds": arguments.seeds,
+        "seeds": [run["seed"] for run in runs],
+        "max_epochs": arguments.max_epochs,
         **runs[0]["counts"],
         "ranked_users": int(np.isfinite(per_user["none"]).sum()),
         "ndcg_at_10": {name: _told([float(np.nanmean(run["ndcg"][name])) for run in runs]) for name in names},
@@ -358,7 +366,8 @@ def _interval(differences_U: NDArray[np.float64]) -> list[float]:
 
 def _auc(buys_U: NDArray[np.bool_], chances_U: NDArray[np.float64]) -> float:
     known = np.isfinite(chances_U)
-    return float(roc_auc_score(buys_U[known], chances_U[known]))
+    ranks, buys = rankdata(chances_U[known]), buys_U[known]
+    return float((ranks[buys].mean() - (buys.sum() + 1) / 2) / (~buys).sum())
 
 
 def _auc_interval(

@@ -65,7 +65,8 @@ def test_beside_itself_a_release_does_not_move(parent: Release, staged: Folder, 
                  "stale_index_overlap_at_50", "item_alignment_cosine"):  # fmt: skip
         assert metrics[f"stability.{name}"] == pytest.approx(1, abs=1e-3), name
     zeros = ["users_moved", "lifecycle_churn", "lifecycle_churn_same_moment", "cluster_churn",
-             "cluster_churn_same_moment", f"audience_churn.{buyers}", "score_psi.buy_7d", "score_psi_same_moment.buy_7d"]  # fmt: skip
+             "cluster_churn_same_moment", f"audience_churn.{buyers}", "score_psi.buy_7d",
+             "score_psi_same_moment.buy_7d"]  # fmt: skip
     for name in zeros:
         assert metrics[f"stability.{name}"] == pytest.approx(0, abs=1e-3), name
     assert 0 < metrics["stability.shared_users"] == found["users"] <= 800
