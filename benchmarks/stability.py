@@ -47,7 +47,7 @@ from torch.nn import functional
 from benchmarks.encoder import read_log, to_timelines
 from benchmarks.warm_start import TEST_DAYS, Trained, train
 from sonder.core.config import EncoderConfig
-from sonder.encoder.alignment import align, shared_items
+from sonder.encoder.alignment import align, procrustes, shared_items
 from sonder.encoder.artefact import Encoder
 from sonder.encoder.inference import embed_users
 from sonder.evaluation.stability import item_overlap, movement, user_overlap
@@ -196,7 +196,7 @@ def fit_ranker(moment: Moment, vectors_UD: Vectors, seed: int) -> Ranker:
         for step in range(MOST_STEPS):
             optimiser.zero_grad()
             penalty = decay * (model.weights**2).sum() / max(vectors_UD.shape[1], 1)
-            (_ranking_loss(model, moment, vectors, learn) + penalty).backward()  # type: ignore[no-untyped-call]
+            (_ranking_loss(model, moment, vectors, learn) + penalty).backward()
             optimiser.step()
             with torch.no_grad():
                 loss = float(_ranking_loss(model, moment, vectors, check))
@@ -301,21 +301,25 @@ def compared(
     turned_UD = aligned.turned(raw_UD)
     own, of_parent = shared_items(retrain.encoder, new, parent.encoder, old)
     items_before, items_after = parent.encoder.item_vectors[of_parent], aligned.item_vectors[own]
-    moved, bare = movement(old_UD, turned_UD), movement(old_UD, raw_UD)
-    overlaps = item_overlap(old_UD, turned_UD, items_before, items_after), user_overlap(old_UD, turned_UD)
-    stale = [item_overlap(old_UD, each, items_before, items_before) for each in (turned_UD, raw_UD)]
-    assert moved is not None
-    assert bare is not None
+    # The same rotation with every item weighing what it was wanted, and the best there is for these very users.
+    weights_S = np.sqrt(parent.encoder.popularity[of_parent])[:, None]
+    by_popularity_DD = procrustes(retrain.encoder.item_vectors[own] * weights_S, items_before * weights_S)
+    turned = {
+        "": turned_UD,
+        "_raw": raw_UD,
+        "_by_popularity": raw_UD @ by_popularity_DD.astype(np.float32),
+        "_by_users": raw_UD @ procrustes(raw_UD, old_UD).astype(np.float32),
+    }
+    cosines = {name: movement(old_UD, each_UD) for name, each_UD in turned.items()}
+    overlaps = {
+        "neighbour": item_overlap(old_UD, turned_UD, items_before, items_after),
+        "user_neighbour": user_overlap(old_UD, turned_UD),
+        "stale_index": item_overlap(old_UD, turned_UD, items_before, items_before),
+        "stale_index_raw": item_overlap(old_UD, raw_UD, items_before, items_before),
+    }
     return {
-        "user_cosine_p50": moved.median,
-        "user_cosine_p05": moved.quantiles["p05"],
-        "user_cosine_p50_raw": bare.median,
-        **{
-            f"{name}_overlap_at_50": np.nan if found is None else found.share
-            for name, found in zip(
-                ("neighbour", "user_neighbour", "stale_index", "stale_index_raw"), [*overlaps, *stale], strict=True
-            )
-        },
+        **{f"user_cosine_p50{name}": moved.median for name, moved in cosines.items() if moved is not None},
+        **{f"{name}_overlap_at_50": found.share for name, found in overlaps.items() if found is not None},
     }
 
 
