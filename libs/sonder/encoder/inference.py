@@ -24,7 +24,7 @@ BATCH_TOKENS = 1 << 11  # activations that stay in a cache: nearly twice as fast
 def embed_users(encoder: Encoder, timelines: Timelines, *, as_of_us: int) -> NDArray[np.float32]:
     """Embed each user from the events strictly before `as_of_us` -> float32 [U, D], rows of norm 1 or 0."""
     tokens = tokenise(timelines.before(as_of_us), encoder.spec)
-    vectors_UD = embed_tokens(encoder.newest_states, encoder.spec, tokens)
+    vectors_UD = encoder.turned(embed_tokens(encoder.newest_states, encoder.spec, tokens))
     has_vector = np.append(encoder.candidates, False)
     counts = tokens.is_wanted & has_vector[tokens.items]
     known = np.concatenate(([0], np.cumsum(counts)))
