@@ -24,7 +24,7 @@ _GROUPS = {  # first part of a metric's name -> heading; the others follow under
     "scores": "Scores",
     "interests": "Interests",
     "lifecycle": "Lifecycle",
-    "clusters": "Clusters",
+    "segments": "Segments",
     "stability": "Stability since the parent",
     "coverage": "Coverage: share of users of whom a field is known",
     "rows": "Rows",

@@ -46,6 +46,7 @@ from sonder.evaluation.report_facts import (
     verdict,
 )
 from sonder.evaluation.score_pages import score_view
+from sonder.evaluation.stability_view import stability_view
 
 PAGE, METRICS = "index.html", "metrics.json"
 STATES = ("new", "core", "casual", "marginal", "resurrected", "dormant", "cold")  # from here to gone
@@ -63,6 +64,7 @@ CONTENTS = (
     ("lifecycle", "Lifecycle"),
     ("clusters", "Clusters"),
     ("scores", "Scores"),
+    ("stability", "Stability"),
     ("lookalike", "Lookalikes"),
     ("map", "Map"),
     ("interests", "Interests"),
@@ -100,29 +102,27 @@ def write_report(folder: Folder, content: ReportContent) -> dict[str, float]:
 
 def render(content: ReportContent) -> str:
     """The page as one string."""
-    return (
-        page_environment()
-        .get_template("report.html")
-        .render(
-            c=content,
-            css=styles("report.css", "growth.css", "scores.css"),
-            facts=headline_facts(content),
-            contents=CONTENTS,
-            weekly=_weekly(content),
-            by_reason=sorted(content.data.by_reason.items(), key=lambda pair: (-pair[1], pair[0])),
-            reasons=REASONS,
-            quality=_quality(content.retrieval) if content.retrieval is not None else None,
-            **_lifecycle(content),
-            clusters=_clusters(content.clusters),
-            scores=[score_view(facts) for facts in content.scores],
-            reach=None if content.reach is None else reach_view(content.reach),
-            map=_map(content.embedding),
-            **_interests(content),
-            affinity_chart=_affinity_chart(content),
-            limits=[*content.limits, *METHOD_LIMITS],
-            glossary=GLOSSARY,
-            config=json.dumps(content.config, indent=2, ensure_ascii=False, sort_keys=True),
-        )
+    template = page_environment().get_template("report.html")
+    return template.render(
+        c=content,
+        css=styles("report.css", "growth.css", "scores.css"),
+        facts=headline_facts(content),
+        contents=CONTENTS,
+        weekly=_weekly(content),
+        by_reason=sorted(content.data.by_reason.items(), key=lambda pair: (-pair[1], pair[0])),
+        reasons=REASONS,
+        quality=_quality(content.retrieval) if content.retrieval is not None else None,
+        **_lifecycle(content),
+        clusters=_clusters(content.clusters),
+        scores=[score_view(facts) for facts in content.scores],
+        stability=None if content.stability is None else stability_view(content.stability),
+        reach=None if content.reach is None else reach_view(content.reach),
+        map=_map(content.embedding),
+        **_interests(content),
+        affinity_chart=_affinity_chart(content),
+        limits=[*content.limits, *METHOD_LIMITS],
+        glossary=GLOSSARY,
+        config=json.dumps(content.config, indent=2, ensure_ascii=False, sort_keys=True),
     )
 
 
