@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.terminal import console, number
+from sonder.releases.current import Promotion
 from sonder.releases.gate import Finding, Verdict, change_of, told
 from sonder.releases.registry import Registry
 
@@ -17,10 +18,15 @@ def show_releases(registry: Registry) -> None:
         table.add_column(name)
     for manifest in registry.list():
         ndcg = manifest.metrics.get("retrieval.encoder.ndcg_at_10")
-        served = "served" if current and current.release == manifest.id else ""
+        served = _served(current.promotion) if current and current.release == manifest.id else ""
         users = f"{manifest.metrics.get('data.users', 0):,.0f}"
         table.add_row(served, manifest.id, manifest.created_at, users, number(ndcg), manifest.parent or "·")
     console.print(table if table.row_count else "No release yet. `sonder build` makes one.")
+
+
+def _served(promotion: Promotion) -> str:
+    gate = promotion.gate
+    return f"served, forced by {escape(str(gate.by))}" if gate is not None and gate.overridden else "served"
 
 
 def show_release(registry: Registry, release_id: str | None) -> None:

@@ -92,6 +92,7 @@ def test_promote_refuses_and_force_records(place: Path) -> None:
     assert content["gate"]["by"] == "night shift"
     assert content["reason"] == "the old one leaks"
     assert content["gate"]["overridden"][0].startswith("ads (owner: ads-oncall): scores.buy_7d.auc was 0.7500")
+    assert "served, forced by night shift" in run(place, "release", "list").output
 
 
 def test_force_is_signed_with_the_account_if_nobody_is_named(place: Path) -> None:

@@ -7,7 +7,8 @@ metrics    the manifest's own, and what the profiles' files say of themselves:
            rows.files, size_bytes.<folder>   of the artefacts
 intervals  95 % intervals of the metrics that have one (scores, from their quality files)
 fields     path of each field that a consumer may read -> its type; `embedding` with its width, `scores.<name>` with
-           what the score promises, so that a change of either is a change of type
+           what the score promises, so that a change of either is a change of type; `attributes.<name>` and
+           `consent.<purpose>` are those of the user table
 Limits: coverage needs the null counts of Parquet statistics, which our files have; without them it is not measured.
 """
 
@@ -132,8 +133,11 @@ def _fields(schema: pa.Schema | None, manifest: Manifest, heads: list[dict[str, 
         fields |= _flat(field.name, field.type)
     if "embedding" in fields:
         fields["embedding"] += f" of {manifest.config['encoder']['dim']}"
-    for name in [name for name in fields if name.startswith("scores.")]:
-        del fields[name]  # `scores.<name>` is the score of that name
+    for name in [name for name in fields if name.startswith(("scores.", "attributes.", "consent."))]:
+        del fields[name]  # `scores.buy_30d` is the score of that name, `attributes.country` what answers call so
+    columns = (manifest.config.get("users") or {}).get("columns", {})
+    fields |= {f"attributes.{name}": "string" for name in columns.get("attributes", ())}
+    fields |= {f"consent.{name}": "bool" for name in columns.get("consent", ())}
     for head in heads:
         promise = promise_of(head["task"])
         fields |= {f"scores.{output}": promise for output in (head["task"]["name"], *head["outputs"])}

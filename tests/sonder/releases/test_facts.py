@@ -61,7 +61,15 @@ def test_fields_are_those_of_the_files_with_their_types(workspace: Workspace) ->
     assert fields["scores.buy_7d"] == "action of buy within 7 days"
     assert "signup_at" not in fields
     assert "scores.value" not in fields  # of whichever score: a consumer reads one by its name
+    assert "attributes.name" not in fields
     assert set(fields) >= set(profiles.column_names)
+
+
+def test_attributes_and_consent_go_by_the_names_of_the_user_table(workspace: Workspace) -> None:
+    columns = {"attributes": ["country"], "consent": {"ads": "ads_ok"}}
+    seal_release(workspace, "r-1", users={"path": "users.csv", "columns": columns})
+    fields = read_facts(Release.open(workspace, "r-1")).fields
+    assert (fields["attributes.country"], fields["consent.ads"]) == ("string", "bool")
 
 
 def test_a_release_without_a_task_has_no_score_of_that_name(workspace: Workspace) -> None:
