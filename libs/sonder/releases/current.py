@@ -85,22 +85,37 @@ class Current:
 
     @classmethod
     def read(cls, file: Folder) -> Current:
+        """What the file says; NotFound if there is none."""
         try:
-            content: dict[str, Any] = file.read_json()
-            history = tuple(Promotion.from_dict(entry) for entry in content.pop("history"))
-            forced = tuple(Promotion.from_dict(entry) for entry in content.pop("forced", ()))
-            del content["predecessor"]  # the first of the history, for who reads the file
-            return cls(Promotion.from_dict(content), history, forced)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise ArtefactMismatch(
-                f"releases/{CURRENT} cannot be read: {error}",
-                expected="what `sonder release promote` writes",
-                do="Promote a release again.",
-            ) from error
+            content = file.read_json()
+        except ValueError as error:
+            raise _unreadable(error) from error
+        return cls.of(content)
 
-    def write(self, file: Folder) -> None:
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Current:
+        """From what `to_dict` gave, or a version from before there was a gate."""
+        try:
+            known = dict(content)
+            history = tuple(Promotion.from_dict(entry) for entry in known.pop("history"))
+            forced = tuple(Promotion.from_dict(entry) for entry in known.pop("forced", ()))
+            del known["predecessor"]  # the first of the history, for who reads the file
+            return cls(Promotion.from_dict(known), history, forced)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise _unreadable(error) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the file."""
         content = self.promotion.to_dict() | {"predecessor": self.predecessor}
         content["history"] = [entry.to_dict() for entry in self.history]
         if self.forced:
             content["forced"] = [entry.to_dict() for entry in self.forced]
-        file.write_json(content)
+        return content
+
+
+def _unreadable(error: Exception) -> ArtefactMismatch:
+    return ArtefactMismatch(
+        f"releases/{CURRENT} cannot be read: {error}",
+        expected="what `sonder release promote` writes",
+        do="Promote a release again.",
+    )

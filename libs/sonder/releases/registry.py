@@ -139,7 +139,7 @@ class Registry:
         with self._only_switch():
             if self.current() != before:
                 return False
-            after.write(self._workspace.releases / CURRENT)
+            (self._workspace.releases / CURRENT).write_json(after.to_dict())
             return True
 
     @contextmanager

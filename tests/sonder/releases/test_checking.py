@@ -191,14 +191,14 @@ def test_of_many_promotions_at_once_none_is_lost(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from sonder.core.workspace import Workspace
-from sonder.releases.current import Current
+from sonder.core.storage import Folder
 from sonder.releases.registry import Registry
-whole = Current.write
-def killed(self, file):
+whole = Folder.write_json
+def killed(self, content):
     if sys.argv[2] == "after":
-        whole(self, file)
+        whole(self, content)
     os.kill(os.getpid(), signal.SIGKILL)
-Current.write = killed
+Folder.write_json = killed
 Registry(Workspace.at(sys.argv[1])).promote("r-4", reason="better")
 """
 
@@ -227,7 +227,7 @@ def test_files_from_before_the_gate_are_read_and_plain_switches_still_look_like_
     file.write_json(old)
     current = Current.read(file)
     assert (current.release, current.predecessor, current.forced) == ("r-2", "r-1", ())
-    current.write(file)
+    file.write_json(current.to_dict())
     assert file.read_json() == old
 
 
@@ -235,6 +235,6 @@ def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
     forced = Promotion("r-2", "2026-01-02T00:00:00+00:00", "must", GateRecord("r-1", 2, "me", ("ads: a", "ads: b")))
     current = Current(Promotion("r-1", "2026-01-01T00:00:00+00:00", "first")).after(forced)
     file = Folder.at(str(tmp_path / CURRENT))
-    current.write(file)
+    file.write_json(current.to_dict())
     assert Current.read(file) == current
     assert file.read_json()["forced"][0]["gate"]["by"] == "me"
