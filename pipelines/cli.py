@@ -155,10 +155,15 @@ def build(
     parent: Annotated[
         str | None, typer.Option(help="train on from this release's encoder, in a tenth of the epochs; or `current`")
     ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="take only what is new since this release, and carry its models; or `auto`")
+    ] = None,
+    retrain: Annotated[bool, typer.Option(help="with --since: fit the models again, warm from that release")] = False,
 ) -> None:
     """All steps, into one immutable release. Killed or interrupted, the same command goes on where it stopped."""
     from pipelines.build import build as run_build
     from pipelines.build import with_parent
+    from pipelines.increment import build_since
     from pipelines.terminal import show_build
     from sonder.core.workspace import Workspace
     from sonder.releases.registry import Registry
@@ -166,7 +171,7 @@ def build(
     resolved = load(config, overrides or ())
     if parent is not None:
         resolved = with_parent(resolved, parent)
-    release_id = run_build(resolved)
+    release_id = run_build(resolved) if since is None else build_since(resolved, since, retrain=retrain)
     registry = Registry(Workspace.at(resolved.workspace))
     if promote or registry.current() is None:
         registry.promote(release_id, reason="asked by build" if promote else "first release of the workspace")
