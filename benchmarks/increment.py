@@ -2,10 +2,16 @@
 
     python -m benchmarks.increment --users 4000 --days 120
 
-One synthetic world, cut in time: the first half of the events is the log of the parent, a full build; what follows it is
+One synthetic world, cut in time: the first half of the events is the log of the parent, a full build; what follows is
 the delivery. For each share, from the same parent: `increment` (build --since), `anew` (on the same merged history, by
-the same carried models, nothing kept), and for the largest share `full` (a build without --since). CPU seconds are those of this process and of everything it started, Ray's own processes included; where other jobs share the
-machine they are what can be compared. Bytes are those of the files that a stage left. Ends in one JSON line.
+the same carried models, nothing kept), and for the largest share `full` (a build without --since). CPU seconds are
+those of this process and of all that it started, Ray's own processes included; where other jobs share the machine they
+are what can be compared. Bytes are those of the files that a stage left. Ends in one JSON line.
+
+    python -m benchmarks.increment --bucket
+
+One bucket of a history alone, in this process and without Ray: `merge_bucket` beside `assemble_bucket` of the same
+events, with reading and writing its file, CPU seconds, median of three.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import json
 import logging
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +29,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 import pipelines.build
 import pipelines.increment
@@ -33,7 +42,11 @@ from pipelines.ray_runtime import ensure_ray
 from sonder.core.config import SonderConfig, load
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
+from sonder.events.contract import EVENT_SCHEMA
+from sonder.events.quarantine import empty_quarantine
 from sonder.events.synthetic import WorldConfig, write_world
+from sonder.history.assemble import assemble_bucket
+from sonder.history.merge import merge_bucket
 from sonder.releases.artefacts import Release
 
 SHARES = (0.01, 0.1, 1.0)
@@ -46,7 +59,11 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=120)
     parser.add_argument("--epochs", type=int, default=10, help="of a training from nothing, at most")
     parser.add_argument("--skip-full", action="store_true", help="leave the full build of the whole log out")
+    parser.add_argument("--bucket", action="store_true", help="measure the merge of one bucket alone")
     arguments = parser.parse_args()
+    if arguments.bucket:
+        print(json.dumps(measure_bucket()))
+        return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with tempfile.TemporaryDirectory(prefix="increment") as folder:
         print(json.dumps(measure(Path(folder), arguments)))
@@ -80,6 +97,51 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         with measured(found, "full"):
             build(config)
     return found
+
+
+def measure_bucket(num_events: int = 250_000, num_users: int = 2_500) -> dict[str, float]:
+    """CPU seconds of a whole bucket, and of merging shares of it into the rest."""
+    draw = np.random.default_rng(3)
+    columns = {
+        "user_id": pa.array(
+            np.char.add("user-", draw.integers(0, num_users, num_events).astype(str)), pa.large_string()
+        ),
+        "item_id": pa.array(np.char.add("item-", draw.zipf(1.3, num_events).clip(max=20_000).astype(str))),
+        "action": pa.array(draw.choice(["view", "save", "buy"], num_events)),
+        "timestamp": pa.array(np.sort(draw.integers(0, 90 * 86_400, num_events)) * 1_000_000),
+        "log_order": pa.array(np.arange(num_events)),
+    }
+    rows = [columns.get(field.name, pa.nulls(num_events, field.type)).cast(field.type) for field in EVENT_SCHEMA]
+    events = pa.table(rows, schema=EVENT_SCHEMA)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Folder.at(folder) / "part-0.parquet"
+
+        def assembled(part: pa.Table) -> None:
+            file.write_table(assemble_bucket(part, max_events_per_day=5_000).history)
+
+        found = {"assemble_all": _cpu_of(lambda: assembled(events))}
+        for share in SHARES:
+            new = round(num_events * share / (1 + share))
+            before, after = events.slice(0, num_events - new), events.slice(num_events - new)
+            assembled(before)
+            kept = file.read_bytes()
+
+            def merge(kept: bytes = kept, after: pa.Table = after) -> None:
+                file.write_bytes(kept)
+                merged = merge_bucket(file.read_table(), empty_quarantine(), after, max_events_per_day=5_000)
+                file.write_table(merged.history)
+
+            found[f"merge_{share:g}"] = _cpu_of(merge)
+    return found
+
+
+def _cpu_of(work: Callable[[], None], repeats: int = 3) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+    return round(statistics.median(seconds), 3)
 
 
 def made_of(config: SonderConfig, release: str) -> dict[str, Any]:

@@ -169,6 +169,11 @@ def build(
     from sonder.releases.registry import Registry
 
     resolved = load(config, overrides or ())
+    if (retrain and since is None) or (parent and since):
+        raise ConfigurationError(
+            "--retrain without --since" if retrain and since is None else "--parent beside --since",
+            expected="--since RELEASE to carry its models, --since RELEASE --retrain to train on from them",
+        )
     if parent is not None:
         resolved = with_parent(resolved, parent)
     release_id = run_build(resolved) if since is None else build_since(resolved, since, retrain=retrain)

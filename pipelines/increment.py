@@ -75,7 +75,7 @@ class Increment(Build):
 def build_since(config: SonderConfig, since: str, *, retrain: bool = False, everybody: bool = False) -> str:
     """Build on top of a release (`auto`: the served one) -> release id; the parent's where nothing is new."""
     workspace = Workspace.at(config.workspace)
-    parent = Release.open(workspace, served_release(workspace) if since == "auto" else since)
+    parent = Release.open(workspace, served_release(workspace) if since in ("auto", "current") else since)
     with telemetry.stage("build", since=parent.id) as counts:
         if not retrain:
             _require_same_models(config, parent)
@@ -95,6 +95,7 @@ def open_increment(config: SonderConfig, snapshot: str, parent: Release, *, ever
     """Settle the points in time."""
     workspace = Workspace.at(config.workspace)
     manifest = read_manifest(workspace.history(snapshot))
+    assert manifest["parent"] == parent.manifest.snapshot, "who is touched is said against the parent's snapshot"
     end_us = int(manifest["last_event_us"]) + 1
     # Where the newest events turned out to be a bot's, time went back, and windows do not roll backwards.
     everybody = everybody or end_us < parent.manifest.as_of_us

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.segment import SAMPLE_USERS, sample_buckets
-from sonder.core.storage import Folder
+from sonder.core.storage import Folder, read_manifest
 from sonder.encoder.artefact import load_encoder, load_popularity
 from sonder.encoder.inference import embed_users
 from sonder.evaluation.evaluate import evaluate_retrieval
@@ -31,6 +31,8 @@ def evaluate_forward(
 ) -> dict[str, dict[str, Any]]:
     """`metrics` (flat, forward.*), and `about`: cutoff, days and users, or why nothing was measured."""
     about: dict[str, Any] = {"protocol": "temporal", "cutoff_us": since_us, "until_us": as_of_us}
+    if read_manifest(history)["is_ordinal"]:
+        return {"metrics": {}, "about": about | {"reason": "the log has an order and no dates"}}
     if as_of_us <= since_us:
         return {"metrics": {}, "about": about | {"reason": "nothing happened after the parent release"}}
     vocabulary = Vocabulary.load(target / "items")

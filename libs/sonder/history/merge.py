@@ -181,10 +181,7 @@ def _rebuilt(
     known: _Known, is_kept: NDArray[np.bool_], added: pl.DataFrame, added_keys: NDArray[np.uint64]
 ) -> tuple[pa.Table, pl.Series]:
     """Rows of the history for the users that were taken apart, and who of them has something new."""
-    old = known.frame.filter(is_kept)
-    first_new = old.height
-    after = added.with_columns(pl.Series(Col.LOG_ORDER, np.arange(first_new, first_new + added.height)))
-    both = pl.concat([old.select(EVENT_SCHEMA.names), after.select(EVENT_SCHEMA.names)])
+    both = pl.concat([known.frame.filter(is_kept).select(EVENT_SCHEMA.names), added.select(EVENT_SCHEMA.names)])
     before = both.with_columns(pl.Series(Col.LOG_ORDER, np.arange(both.height)))
     keys = np.concatenate([known.keys[is_kept], added_keys])
     frame, _ = ordered(before)  # a stable order: what was known first, then the delivery in its own order
