@@ -89,6 +89,9 @@ bench-prepare-peers: setup $(DUCKDB) ## 20 million events into histories beside 
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors
 
+bench-increment: setup ## 1 %, 10 % and 100 % new events merged onto a release, beside everything anew and a full build; ends in one JSON line
+	$(BIN)/python -m benchmarks.increment
+
 soak: setup $(SERVED) ## an hour of mixed load: failures, lost events, memory; ends in one JSON line
 	$(BIN)/python -m benchmarks.soak $(SERVED)
 

@@ -79,9 +79,12 @@ class Build:
         return self.staging / "steps"
 
 
-def open_build(config: SonderConfig) -> Build:
-    """Prepare the log (at once if it was prepared before) and fix the build's points in time."""
-    snapshot = prepare(config)
+def open_build(config: SonderConfig, snapshot: str | None = None) -> Build:
+    """Prepare the log (at once if it was prepared before) and fix the build's points in time.
+
+    `snapshot`: one that is there already, in place of what the log is now.
+    """
+    snapshot = snapshot or prepare(config)
     workspace = Workspace.at(config.workspace)
     manifest = read_manifest(workspace.history(snapshot))
     first_us, end_us = int(manifest["first_event_us"]), int(manifest["last_event_us"]) + 1
@@ -182,18 +185,18 @@ def _evaluate(build: Build) -> dict[str, Any]:
         build.target,
         end_us=build.end_us,
         cutoff_us=build.cutoff_us,
-        score_metrics=_result_of(build, "score"),
+        score_metrics=result_of(build, "score"),
         step_metrics={
             name: value
             for step in ("growth", "cluster", "stability")
-            for name, value in _result_of(build, step)["metrics"].items()
+            for name, value in result_of(build, step)["metrics"].items()
         },
     )
 
 
 def _report(build: Build) -> dict[str, Any]:
     results = {
-        name: _result_of(build, name)
+        name: result_of(build, name)
         for name in ("train", "segment", "cluster", "score", "profiles", "stability", "evaluate")
     }
     return write_build_report(
@@ -221,16 +224,16 @@ def run_until(config: SonderConfig, last: str) -> dict[str, Any]:
         return {"snapshot": build.snapshot, **read_manifest(build.workspace.history(build.snapshot))["counts"]}
     if build.workspace.release(build.release_id).is_published():
         return {"release": build.release_id, "status": "released already"}
-    with _only_build(build):
+    with only_build(build):
         for name in list(STEPS)[: list(STEPS).index(last) + 1]:
-            result = _run_step(build, name)
+            result = run_step(build, name, STEPS[name])
         return result
 
 
-def build(config: SonderConfig) -> str:
+def build(config: SonderConfig, snapshot: str | None = None) -> str:
     """Build the release of this configuration -> release id; a release that exists is returned at once."""
     with telemetry.stage("build") as counts:
-        build = open_build(config)
+        build = open_build(config, snapshot)
         counts["release"] = build.release_id
         if build.workspace.release(build.release_id).is_published():
             logger.info("release %s exists already: same log, configuration and code", build.release_id)
@@ -239,11 +242,11 @@ def build(config: SonderConfig) -> str:
 
 
 def _build_release(build: Build) -> str:
-    with _only_build(build):
+    with only_build(build):
         if build.workspace.release(build.release_id).is_published():
             return build.release_id  # by the process that held the lock until now
-        for name in STEPS:
-            _run_step(build, name)
+        for name, step in STEPS.items():
+            run_step(build, name, step)
         seal(
             build.target,
             build.workspace,
@@ -251,8 +254,8 @@ def _build_release(build: Build) -> str:
             parent=_parent_release(build),
             snapshot=build.snapshot,
             config=build.config,
-            metrics=_result_of(build, "evaluate")["metrics"],
-            row_counts=_result_of(build, "profiles"),
+            metrics=result_of(build, "evaluate")["metrics"],
+            row_counts=result_of(build, "profiles"),
             as_of_us=build.end_us,
         )
         build.staging.remove()
@@ -267,22 +270,24 @@ def build_metrics(config: SonderConfig) -> dict[str, float]:
         metrics: dict[str, float] = (released / "report" / "metrics.json").read_json()
         return metrics
     run_until(config, "evaluate")
-    measured: dict[str, float] = _result_of(build, "evaluate")["metrics"]
+    measured: dict[str, float] = result_of(build, "evaluate")["metrics"]
     return measured
 
 
-def _run_step(build: Build, name: str) -> dict[str, Any]:
+def run_step(build: Build, name: str, step: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Run one step, or return what it said if it ended before."""
     if (build.steps / f"{name}.json").exists():
         logger.info("%s: done before, kept", name)
-        return _result_of(build, name)
+        return result_of(build, name)
     started = time.perf_counter()
     with telemetry.stage(name, build=build.build_id):
-        result = STEPS[name](build)
+        result = step(build)
     (build.steps / f"{name}.json").write_json({**result, "seconds": round(time.perf_counter() - started, 1)})
     return result
 
 
-def _result_of(build: Build, name: str) -> dict[str, Any]:
+def result_of(build: Build, name: str) -> dict[str, Any]:
+    """What a step said that has ended."""
     result: dict[str, Any] = (build.steps / f"{name}.json").read_json()
     return result
 
@@ -298,7 +303,7 @@ def _parent_release(build: Build) -> str | None:
 
 
 @contextmanager
-def _only_build(build: Build) -> Iterator[None]:
+def only_build(build: Build) -> Iterator[None]:
     """Two builds of the same release would write the same files; the second is told so."""
     if not build.staging.is_local:  # object stores have no locks; `sonder submit` gives the same work one job id
         yield

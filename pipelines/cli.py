@@ -155,6 +155,10 @@ def build(
     parent: Annotated[
         str | None, typer.Option(help="train on from this release's encoder, in a tenth of the epochs; or `current`")
     ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="take only what is new since this release, and carry its models; or `auto`")
+    ] = None,
+    retrain: Annotated[bool, typer.Option(help="with --since: fit the models again, warm from that release")] = False,
 ) -> None:
     """All steps, into one immutable release. Killed or interrupted, the same command goes on where it stopped.
 
@@ -163,13 +167,19 @@ def build(
     from pipelines.build import build as run_build
     from pipelines.build import with_parent
     from pipelines.promotion import promote_build, read_consumers
+    from pipelines.increment import build_since
     from pipelines.terminal import show_build
 
     resolved = load(config, overrides or ())
+    if (retrain and since is None) or (parent and since):
+        raise ConfigurationError(
+            "--retrain without --since" if retrain and since is None else "--parent beside --since",
+            expected="--since RELEASE to carry its models, --since RELEASE --retrain to train on from them",
+        )
     if parent is not None:
         resolved = with_parent(resolved, parent)
     read_consumers(resolved)  # a mistake in what consumers ask for is found before hours of work
-    release_id = run_build(resolved)
+    release_id = run_build(resolved) if since is None else build_since(resolved, since, retrain=retrain)
     refusal = promote_build(resolved, release_id, asked=promote)
     show_build(resolved, release_id, config)
     if refusal is not None:

@@ -87,7 +87,7 @@ def cluster_users(
         arguments = {"target": target.uri, "clusters": unnamed}
         assigned = over_buckets(AssignBucket, arguments, buckets, num_workers=num_workers)
         described = read_portraits(history, items, target, unnamed.ids, of_parent.names, as_of_us=as_of_us)
-        entries = _entries(unnamed.ids, described, assigned)
+        entries = entries_of(unnamed.ids, described, assigned)
         content = {
             "clusters": entries,
             "num_clusters": len(entries),
@@ -221,7 +221,7 @@ def _match(target: Folder, history: Folder, centroids_KD: NDArray[np.float32], o
     return match_clusters(users_KP, of_parent.ids, next_id=of_parent.next_id)
 
 
-def _entries(
+def entries_of(
     ids: tuple[int, ...], described: list[dict[str, Any]], assigned: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """One entry a cluster for clusters.json, in the order of the centroids."""

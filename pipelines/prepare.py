@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
@@ -40,7 +41,7 @@ from sonder.core.telemetry import carried, logger, stage
 from sonder.core.workspace import Workspace
 from sonder.events.catalogue import read_items
 from sonder.events.contract import Col, Reason
-from sonder.history.item_table import build_vocabulary
+from sonder.history.item_table import build_vocabulary, count_labels
 from sonder.history.snapshot import HISTORY_SCHEMA
 
 
@@ -55,6 +56,7 @@ class Totals:
     items: int = 0
     first_event: datetime | None = None
     last_event: datetime | None = None
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)  # events by action, and by surface
 
     @property
     def bad(self) -> Counter[str]:
@@ -92,14 +94,14 @@ def prepare(config: SonderConfig) -> str:
         buckets = _make_history(plan, staging)
         totals = _add_up(staging, buckets)
         counts.update({name: value for name, value in totals.counts().items() if isinstance(value, int)})
-    _refuse_bad_log(plan, totals, config.events.max_bad_fraction, staging, workspace)
+    refuse_bad_log(plan, totals, config.events.max_bad_fraction, staging, workspace)
     user_table = make_user_table(plan.users, plan.num_buckets, staging, plan.erased) if plan.users else None
     with stage("prepare.items") as counts:
         _make_items(config, plan, totals, staging)
         counts["items"] = totals.items
-    _publish_quarantine(totals, staging, workspace.quarantine(plan.snapshot))
-    _republish(staging / "items", workspace.items(plan.snapshot), {"items": totals.items})
-    publish(staging / "history", final, _manifest(plan, totals, buckets, user_table))
+    publish_quarantine(totals, staging, workspace.quarantine(plan.snapshot))
+    republish(staging / "items", workspace.items(plan.snapshot), {"items": totals.items})
+    publish(staging / "history", final, snapshot_manifest(plan, totals, buckets, user_table))
     staging.remove()
     logger.info("prepare: wrote %s", final)
     return plan.snapshot
@@ -172,13 +174,13 @@ def _add_up(staging: Folder, buckets: Sequence[Mapping[str, Any]]) -> Totals:
     return Totals(rows_read=rows_read, events=events, users=users, by_reason=by_reason + set_aside)
 
 
-def _refuse_bad_log(plan: Plan, totals: Totals, limit: float, staging: Folder, workspace: Workspace) -> None:
+def refuse_bad_log(plan: Plan, totals: Totals, limit: float, staging: Folder, workspace: Workspace) -> None:
     """Fail on a log that is mostly not events; its quarantine is published all the same."""
     is_bad = totals.num_bad > limit * totals.rows_read
     if not is_bad and totals.events:
         return
     quarantine = workspace.quarantine(plan.snapshot)
-    _publish_quarantine(totals, staging, quarantine)
+    publish_quarantine(totals, staging, quarantine)
     staging.remove()
     if not is_bad:
         reasons = _told(totals.by_reason)
@@ -204,21 +206,32 @@ def _told(by_reason: Counter[str]) -> str:
 def _make_items(config: SonderConfig, plan: Plan, totals: Totals, staging: Folder) -> None:
     scratch = (staging / "scratch").children()
     item_stats = [file.read_table() for file in scratch if file.name.startswith("items-")]
-    vocabulary = build_vocabulary(
-        item_stats,
-        [file.read_table() for file in scratch if file.name.startswith("labels-")],
-        read_items(config.items, plan.events),
-        plan.events.action_weights,
-    )
+    label_stats = [file.read_table() for file in scratch if file.name.startswith("labels-")]
+    write_items(config, plan, totals, staging, item_stats, label_stats)
+
+
+def write_items(
+    config: SonderConfig,
+    plan: Plan,
+    totals: Totals,
+    staging: Folder,
+    item_stats: Sequence[pa.Table],
+    label_stats: Sequence[pa.Table],
+) -> None:
+    """Write staging/items from the statistics of all events, and complete the totals by them."""
+    catalogue = read_items(config.items, plan.events)
+    vocabulary = build_vocabulary(item_stats, label_stats, catalogue, plan.events.action_weights)
     vocabulary.save(staging / "items")
     totals.items = vocabulary.num_items
     totals.first_event = pc.min(vocabulary.items.column(Col.FIRST_SEEN)).as_py()
     totals.last_event = pc.max(vocabulary.items.column(Col.LAST_SEEN)).as_py()
+    totals.labels = count_labels(label_stats)
 
 
-def _manifest(
+def snapshot_manifest(
     plan: Plan, totals: Totals, buckets: Sequence[Mapping[str, Any]], user_table: dict[str, Any] | None
 ) -> dict[str, Any]:
+    """What is said of a snapshot beside its files."""
     assert totals.first_event is not None
     assert totals.last_event is not None
     return {
@@ -231,7 +244,13 @@ def _manifest(
         "is_ordinal": plan.is_ordinal,
         "buckets": [{name: bucket[name] for name in (BUCKET, "users", "events", "digest")} for bucket in buckets],
         "inputs": plan.inputs,
+        "num_log_files": plan.num_log_files,
+        "labels": totals.labels,
         "config_digest": plan.config_digest,
+        "mapping_digest": plan.mapping_digest,
+        **(
+            {"erased": {f"{digest:016x}": plan.erased[digest] for digest in sorted(plan.erased)}} if plan.erased else {}
+        ),
         **({"user_table": user_table} if user_table else {}),
     }
 
@@ -241,14 +260,13 @@ def _us(time: datetime) -> int:
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def _publish_quarantine(totals: Totals, staging: Folder, final: Folder) -> None:
+def publish_quarantine(totals: Totals, staging: Folder, final: Folder) -> None:
+    """Publish staging/quarantine with its counts."""
     counts = totals.counts()
-    _republish(
-        staging / "quarantine", final, {name: counts[name] for name in ("rows_read", "quarantined", "by_reason")}
-    )
+    republish(staging / "quarantine", final, {name: counts[name] for name in ("rows_read", "quarantined", "by_reason")})
 
 
-def _republish(staged: Folder, final: Folder, manifest: dict[str, Any]) -> None:
+def republish(staged: Folder, final: Folder, manifest: dict[str, Any]) -> None:
     """Publish what belongs to a history that is not published yet: a killed or refused run may have left it there."""
     final.remove()
     publish(staged, final, manifest)

@@ -15,7 +15,7 @@ from sonder.events.erasure import read_erasures
 from sonder.events.files import compression_of
 from sonder.events.reading import LogSplit, plan_splits, resolve
 from sonder.events.users import UserTable, resolve_users
-from sonder.history.inputs import describe_inputs, describe_table_files, prepare_digest, snapshot_id
+from sonder.history.inputs import describe_inputs, describe_table_files, mapping_digest, prepare_digest, snapshot_id
 
 ROWS_PER_BUCKET = 250_000  # about 25 MB while it is assembled
 MAX_BUCKETS = 999
@@ -29,7 +29,9 @@ class Plan:
 
     snapshot: str
     config_digest: str
-    inputs: list[dict[str, Any]]
+    mapping_digest: str
+    inputs: list[dict[str, Any]]  # files of the log first
+    num_log_files: int
     events: EventsConfig  # resolved
     splits: list[LogSplit]  # none for a table format
     users: UserTable | None
@@ -58,28 +60,38 @@ def make_plan(config: SonderConfig) -> Plan:
     """Look at the log and settle what a snapshot of it is."""
     if is_table_format(config.events):
         events, splits = resolve_table(config.events), []
-        inputs = [describe_table(events), *describe_table_files(config.items)]
+        inputs = [describe_table(events)]
     else:
         events = resolve(config.events)
-        splits, inputs = plan_splits(events), describe_inputs(events, config.items)
+        splits, inputs = plan_splits(events), describe_inputs(events, None)
+    num_log_files = len(inputs)
+    inputs += describe_table_files(config.items)
     users = resolve_users(config.users, events) if config.users else None
     user_splits = users.splits() if users else []
     rows = max(_num_rows(splits, inputs[0].get("rows")), _num_rows(user_splits, None))
     inputs += describe_table_files(config.users)
     erased = read_erasures(Workspace.at(config.workspace).erasures)
     if erased:  # a snapshot is of a log without them, another one after each erasure
-        inputs.append({"path": "erasures", "users": len(erased), "digest": digest_json(sorted(erased.items()))})
-    digest = prepare_digest(events, config.items, config.prepare, users.config if users else None)
+        inputs.append(erasures_entry(erased))
+    sections = (events, config.items, config.prepare, users.config if users else None)
+    digest = prepare_digest(*sections)
     return Plan(
         snapshot=snapshot_id(digest, inputs),
         config_digest=digest,
+        mapping_digest=mapping_digest(*sections),
         inputs=inputs,
+        num_log_files=num_log_files,
         events=events,
         splits=splits,
         users=users,
         erased=erased,
         num_buckets=config.prepare.num_buckets or derive_num_buckets(splits, rows),
     )
+
+
+def erasures_entry(erased: Mapping[int, int]) -> dict[str, Any]:
+    """Tombstones among the inputs of a snapshot."""
+    return {"path": "erasures", "users": len(erased), "digest": digest_json(sorted(erased.items()))}
 
 
 def derive_num_buckets(splits: Sequence[LogSplit], rows: int | None) -> int:

@@ -157,7 +157,7 @@ def assemble_part(
     buckets = events.column(BUCKET)
     rows = [
         _assemble_one(
-            _event_form(events.filter(pc.equal(buckets, bucket))),
+            event_form(events.filter(pc.equal(buckets, bucket))),
             bucket.as_py(),
             staging=staging,
             max_events_per_day=max_events_per_day,
@@ -196,7 +196,7 @@ def _shuffled_form(events: pa.Table, num_buckets: int, absent: Sequence[str]) ->
     return events.drop_columns(list(absent)).append_column(BUCKET, pa.array(buckets, pa.int32()))
 
 
-def _event_form(rows: pa.Table) -> pa.Table:
+def event_form(rows: pa.Table) -> pa.Table:
     """EVENT_SCHEMA again."""
     columns = [
         rows.column(field.name) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)

@@ -3,8 +3,10 @@
 `train_scores` writes target/{heads.json, <task>.xgb.json, <task>.search.json}, test/<task>.parquet and
 backtest/<task>.parquet: the heads, and what they and their older selves said of windows they had not seen, beside what
 came true (columns: user_id, output, cutoff, label, value, lifecycle, tenure_days). `score_users` writes
-target/bucket=NNN/part-0.parquet (sonder.scoring.table SCORE_SCHEMA). What was done is not done again; training rows
-live in target/training until the heads are complete. A task that cannot be learnt is refused, and the others go on.
+target/bucket=NNN/part-0.parquet (sonder.scoring.table SCORE_SCHEMA), and beside the heads interests/bucket=NNN/…: what
+they read of each user's interests (interests.summary), which an increment need not find again. What was done is not
+done again; training rows live in target/training until the heads are complete. A task that cannot be learnt is refused,
+and the others go on.
 """
 
 from __future__ import annotations
@@ -12,22 +14,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from pipelines.score_finish import finish_backtest, finish_head
 from pipelines.score_leaks import refuse_futures, refuse_leaks
 from pipelines.score_plan import ScorePlan, learnable, num_users, plan_models
-from pipelines.score_rows import ModelPlan, ScoreRowsBucket, features_at
+from pipelines.score_rows import ModelPlan, ScoreRowsBucket
 from pipelines.score_train import train_boosters
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
+from sonder.encoder.inference import embed_users
 from sonder.history.snapshot import read_timelines
+from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
+from sonder.interests.summary import summary_table
 from sonder.profiles.user_features import UserFeatures
 from sonder.scoring.heads import ScoreHead, load_heads, save_heads
 from sonder.scoring.table import Scorer
+
+USERS, SUMMARIES = "users", "interests"  # folders beside the heads
 
 
 def train_scores(
@@ -140,6 +150,7 @@ def score_users(
         "encoder": encoder_folder.uri,
         "scores": scores_folder.uri,
         "target": target.uri,
+        "summaries": (scores_folder / SUMMARIES).uri,
         "as_of_us": as_of_us,
         "sensitive": list(config.scoring.sensitive_categories),
     }
@@ -159,10 +170,12 @@ class ScoreBucket:
         encoder: str,
         scores: str,
         target: str,
+        summaries: str,
         as_of_us: int,
         sensitive: Sequence[str] = (),
     ) -> None:
         self.history, self.target, self.as_of_us = Folder.at(history), Folder.at(target), as_of_us
+        self.summaries = Folder.at(summaries)
         self.vocabulary = Vocabulary.load(Folder.at(items))
         self.scorer = Scorer.of(load_heads(Folder.at(scores)), self.vocabulary, sensitive=sensitive)
         self.encoder = load_encoder(Folder.at(encoder))
@@ -171,7 +184,18 @@ class ScoreBucket:
     def __call__(self, bucket: int) -> dict[str, Any]:
         file = part_file(self.target, bucket)
         if not file.exists():
-            timelines = read_timelines(self.history, self.vocabulary, [bucket])
-            features = features_at(self.features, self.encoder, timelines, self.as_of_us)
-            file.write_table(self.scorer.score(timelines, features, as_of_us=self.as_of_us))
+            file.write_table(self.scorer.score(*self._read(bucket), as_of_us=self.as_of_us))
         return {"scores": file.read_table(["name"]).num_rows}
+
+    def _read(self, bucket: int) -> tuple[Timelines, NDArray[np.float32] | None]:
+        """Histories and features of the bucket's users."""
+        timelines = read_timelines(self.history, self.vocabulary, [bucket])
+        if self.features is None:
+            return timelines, None
+        read = self.features.needs_vectors
+        vectors = embed_users(self.encoder, timelines, as_of_us=self.as_of_us) if read else None
+        summary = self.features.summarise(timelines, as_of_us=self.as_of_us)
+        if summary is not None:
+            told = summary_table(timelines.user_ids, summary, as_of_us=self.as_of_us)
+            part_file(self.summaries, bucket).write_table(told)
+        return timelines, self.features.compute(timelines, vectors, as_of_us=self.as_of_us, interests_UI=summary)

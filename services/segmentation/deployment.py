@@ -44,7 +44,7 @@ class _Segmenting:
             vectors_ID=load_encoder(opened.encoder).item_vectors,
             vocabulary=vocabulary,
             interests=InterestsConfig.model_validate(opened.interests_config.read_json()),
-            naming=Naming.of(vocabulary, as_of_us=opened.manifest.as_of_us),
+            naming=Naming.of(vocabulary, as_of_us=opened.named_as_of_us),
             taxonomy=taxonomy,
             affinity=affinity,
             thresholds=LifecycleThresholds.from_dict(opened.thresholds.read_json()),

@@ -1,6 +1,7 @@
 """An encoder meets a newer catalogue: every row that still has its item, category, word, action or surface is kept.
 
 Shapes: I items of the newer vocabulary, R rows of a table.
+`continued`   the same for a release that goes on with its parent's weights: what was known of an item stays as it was
 `grown`       the same weights for inference: an item that is new has the vector of its content at once
 `carry_over`  the weights that a training goes on from (warm start): a new item starts from its content, or anew
 Rows are matched by name, never by number: item id, category path, action, surface. Rows of words are digests modulo a
@@ -36,13 +37,33 @@ def warm_epochs(full_epochs: int) -> int:
     return max(math.ceil(full_epochs * SHARE_OF_FULL), 1)
 
 
-def grown(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> tuple[Encoder, Vocabulary]:
+def continued(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> Encoder:
+    """The encoder over a catalogue that begins with the items it knows, whose vectors keep their bits.
+
+    A new item has the vector of its content. The content of a known one is what the weights were trained with, however
+    often its words are heard meanwhile: else vectors of users who did nothing would move.
+    """
+    num_known = encoder.spec.num_items
+    assert vocabulary.item_ids.slice(0, num_known).equals(known.item_ids), "known items keep their numbers"
+    if vocabulary.num_items == num_known:
+        return encoder
+    newer = item_content(vocabulary, like=encoder.content)
+    parts = {
+        name: np.concatenate([getattr(encoder.content, name)[:num_known], getattr(newer, name)[num_known:]])
+        for name in ("features_IF", "vectors_IV", "id_rows_IP")
+    }
+    return grown(encoder, known, vocabulary, content=replace(encoder.content, **parts))[0]
+
+
+def grown(
+    encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary, *, content: ItemContent | None = None
+) -> tuple[Encoder, Vocabulary]:
     """The encoder over the items of another catalogue; `known` is the one that it was trained with.
 
     Histories for it are read with the second of the pair: the other's items beside the actions and surfaces that the
-    weights know.
+    weights know. `content` of the items, if it is settled already.
     """
-    content = item_content(vocabulary, like=encoder.content)
+    content = content or item_content(vocabulary, like=encoder.content)
     rows_I = places_of(vocabulary.item_ids, known.item_ids)
     weights = dict(encoder.model.state_dict())
     if not content.shape.num_id_rows:

@@ -63,24 +63,24 @@ def assemble_bucket(
     `max_events_per_day`: None for a log whose times are ordinals, which have no days. `sources`: name of each file by
     its index in `log_order`, or the one name of a log that is not made of files; for the quarantine.
     """
-    frame, user_codes = _ordered(pl.DataFrame(pl.from_arrow(events.select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA))))
+    frame, user_codes = ordered(pl.DataFrame(pl.from_arrow(events.select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA))))
     keys = event_keys(frame)
-    repeats = _repeats_given_id(frame, user_codes, keys)
+    repeats = repeats_given_id(frame, user_codes, keys)
     is_bot = _is_bot(frame, user_codes, repeats, max_events_per_day)
     is_kept = ~(repeats | is_bot)
     repeated, bots = frame.filter(repeats & ~is_bot), frame.filter(is_bot)
     kept, kept_keys = (frame, keys) if is_kept.all() else (frame.filter(is_kept), keys[is_kept])
     quarantined = pa.concat_tables(
         [
-            _to_quarantine(repeated, Reason.DUPLICATE, sources),
-            _to_quarantine(bots, Reason.BOT, sources),
+            to_quarantine(repeated, Reason.DUPLICATE, sources),
+            to_quarantine(bots, Reason.BOT, sources),
         ]
     )
     return AssembledBucket(
-        history=_to_history(kept, kept_keys),
+        history=to_history(kept, kept_keys),
         quarantined=quarantined.sort_by(Col.LOG_ORDER),
-        item_stats=_item_stats(kept),
-        label_stats=_label_stats(kept),
+        item_stats=item_stats_of(kept),
+        label_stats=label_stats_of(kept),
     )
 
 
@@ -118,14 +118,14 @@ def _derived_keys(frame: pl.DataFrame) -> NDArray[np.uint64]:
 def _occurrence(values: NDArray[np.uint64]) -> NDArray[np.int64]:
     """How many equal values stand before each value [N]."""
     order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(_is_new(values[order]))
+    starts = np.flatnonzero(is_new(values[order]))
     run_lengths = np.diff(np.append(starts, len(values)))
     occurrence = np.empty(len(values), dtype=np.int64)
     occurrence[order] = np.arange(len(values)) - np.repeat(starts, run_lengths)
     return occurrence
 
 
-def _ordered(frame: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+def ordered(frame: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.int64]]:
     """Rows by (user_id, timestamp, log_order), and the rank of each row's user [N].
 
     Sorting codes instead of strings makes this four times faster than `DataFrame.sort`.
@@ -137,16 +137,14 @@ def _ordered(frame: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.int64]]:
     return frame[order], codes[order]
 
 
-def _repeats_given_id(
-    frame: pl.DataFrame, user_codes: NDArray[np.int64], keys: NDArray[np.uint64]
-) -> NDArray[np.bool_]:
+def repeats_given_id(frame: pl.DataFrame, user_codes: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Rows [N] whose given id the same user has on a row that was delivered before."""
     repeats = np.zeros(frame.height, dtype=np.bool_)
     given = np.flatnonzero(frame[Col.EVENT_ID].is_not_null().to_numpy())
     if given.size:
         user, key, delivered = user_codes[given], keys[given], frame[Col.LOG_ORDER].to_numpy()[given]
         order = np.lexsort((delivered, key, user))
-        repeats[given[order]] = ~(_is_new(user[order]) | _is_new(key[order]))
+        repeats[given[order]] = ~(is_new(user[order]) | is_new(key[order]))
     return repeats
 
 
@@ -158,19 +156,19 @@ def _is_bot(
         return np.zeros(frame.height, dtype=np.bool_)
     day = frame[Col.TIMESTAMP].to_physical().to_numpy()[~repeats] // MICROSECONDS_PER_DAY
     user = user_codes[~repeats]
-    starts = np.flatnonzero(_is_new(user) | _is_new(day))
+    starts = np.flatnonzero(is_new(user) | is_new(day))
     too_many = np.diff(np.append(starts, len(user))) > max_events_per_day
     is_bot = np.zeros(int(user_codes[-1]) + 1, dtype=np.bool_)
     is_bot[user[starts[too_many]]] = True
     return is_bot[user_codes]
 
 
-def _is_new(values: NDArray[Any]) -> NDArray[np.bool_]:
+def is_new(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Rows [N] that differ from the row before."""
     return np.append(True, values[1:] != values[:-1])[: len(values)]
 
 
-def _to_history(kept: pl.DataFrame, keys: NDArray[np.uint64]) -> pa.Table:
+def to_history(kept: pl.DataFrame, keys: NDArray[np.uint64]) -> pa.Table:
     is_first = kept[Col.USER_ID].ne_missing(kept[Col.USER_ID].shift(1)).to_numpy()
     starts = np.flatnonzero(is_first)
     offsets = pa.array(np.append(starts, kept.height), pa.int64())
@@ -191,7 +189,7 @@ def _array(rows: pa.Table, name: str) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
-def _to_quarantine(rows: pl.DataFrame, reason: Reason, sources: Mapping[int, str] | str) -> pa.Table:
+def to_quarantine(rows: pl.DataFrame, reason: Reason, sources: Mapping[int, str] | str) -> pa.Table:
     """The rows as they were mapped, with the name of their file."""
     if isinstance(sources, str):
         return _quarantine_of(rows, reason, sources)
@@ -213,7 +211,7 @@ def _quarantine_of(rows: pl.DataFrame, reason: Reason, source: str) -> pa.Table:
     )
 
 
-def _item_stats(kept: pl.DataFrame) -> pa.Table:
+def item_stats_of(kept: pl.DataFrame) -> pa.Table:
     stats = kept.group_by(Col.ITEM_ID).agg(
         pl.len().cast(pl.Int64).alias(Col.NUM_EVENTS),
         pl.col(Col.TIMESTAMP).min().alias(Col.FIRST_SEEN),
@@ -222,7 +220,7 @@ def _item_stats(kept: pl.DataFrame) -> pa.Table:
     return stats.sort(Col.ITEM_ID).to_arrow().cast(ITEM_STATS_SCHEMA)
 
 
-def _label_stats(kept: pl.DataFrame) -> pa.Table:
+def label_stats_of(kept: pl.DataFrame) -> pa.Table:
     parts = [
         kept.select(pl.lit(field).alias("field"), pl.col(field).alias("name"))
         .drop_nulls()

@@ -37,6 +37,23 @@ def prepare_digest(
     events: EventsConfig, items: ItemsConfig | None, prepare: PrepareConfig, users: UsersConfig | None = None
 ) -> str:
     """16 hex digits over the configuration that decides what a snapshot holds."""
+    return digest_json(_sections(events, items, prepare, users))
+
+
+def mapping_digest(
+    events: EventsConfig, items: ItemsConfig | None, prepare: PrepareConfig, users: UsersConfig | None = None
+) -> str:
+    """The same but for where the files lie: what has to agree for a later delivery to be merged."""
+    sections = _sections(events, items, prepare, users)
+    for table in ("events", "items", "users"):
+        if sections.get(table):
+            sections[table].pop("path")
+    return digest_json(sections)
+
+
+def _sections(
+    events: EventsConfig, items: ItemsConfig | None, prepare: PrepareConfig, users: UsersConfig | None
+) -> dict[str, Any]:
     sections: dict[str, Any] = {
         "events": events.model_dump(mode="json", exclude={"max_bad_fraction"}),
         "items": items.model_dump(mode="json") if items else None,
@@ -45,7 +62,7 @@ def prepare_digest(
     }
     if users:
         sections["users"] = users.model_dump(mode="json", exclude={"sensitive"})
-    return digest_json(sections)
+    return sections
 
 
 def snapshot_id(config_digest: str, inputs: list[dict[str, Any]]) -> str:

@@ -4,6 +4,8 @@ Users of a bucket are sorted by `user_id`; the events of a user by time, then by
 0..num_buckets has a file, perhaps without rows, and the manifest lists them with their counts and digests.
 Beside them, if the log came with a user table: `users/bucket=NNN/part-0.parquet` (USER_SCHEMA, by `user_id`), with
 everybody in that table, so also users without any event; the manifest has them under `user_table`.
+A snapshot that a delivery was merged into names its `parent` in the manifest, and has for each bucket with news
+`touched/bucket=NNN/part-0.parquet`: the users whose history is not the parent's.
 """
 
 from __future__ import annotations
@@ -59,6 +61,11 @@ def read_bucket(snapshot: Folder, bucket: int, columns: list[str] | None = None)
 def users_file(snapshot: Folder, bucket: int) -> Folder:
     """File of one bucket of the user table."""
     return bucket_file(snapshot / "users", bucket)
+
+
+def touched_file(snapshot: Folder, bucket: int) -> Folder:
+    """File of the users of one bucket whose history changed with the newest delivery; absent without news."""
+    return bucket_file(snapshot / "touched", bucket)
 
 
 def read_users(snapshot: Folder, bucket: int) -> pa.Table:

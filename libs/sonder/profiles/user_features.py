@@ -108,9 +108,17 @@ class UserFeatures:
         return self.spec.embedding_dim > 0
 
     def compute(
-        self, timelines: Timelines, vectors_UD: NDArray[np.float32] | None, *, as_of_us: int
+        self,
+        timelines: Timelines,
+        vectors_UD: NDArray[np.float32] | None,
+        *,
+        as_of_us: int,
+        interests_UI: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float32]:
-        """Features from the events before `as_of` -> [U, F]; the vectors are of the same users and the same moment."""
+        """Features from the events before `as_of` -> [U, F]; the vectors are of the same users and the same moment.
+
+        `interests_UI` is what `summarise` said of them, if it was asked before: it costs most of the time.
+        """
         if self.needs_vectors and vectors_UD is None:
             raise ValueError("the specification reads the embedding and no vectors were given")
         history = timelines.before(as_of_us)
@@ -120,7 +128,7 @@ class UserFeatures:
             cutoff_us=as_of_us,
             embeddings_UD=vectors_UD if self.needs_vectors else None,
             states_U=self._states(history, as_of_us),
-            interests_UI=self._interests(history, as_of_us),
+            interests_UI=self.summarise(history, as_of_us=as_of_us) if interests_UI is None else interests_UI,
         )
 
     def _states(self, history: Timelines, as_of_us: int) -> NDArray[np.int8] | None:
@@ -132,9 +140,10 @@ class UserFeatures:
         places = np.array([names.index(state) if state in names else -1 for state in STATES], dtype=np.int8)
         return places[lifecycle_U]
 
-    def _interests(self, history: Timelines, as_of_us: int) -> NDArray[np.float64] | None:
+    def summarise(self, timelines: Timelines, *, as_of_us: int) -> NDArray[np.float64] | None:
+        """The interests of each user in numbers [U, 7] (interests.summary); None where no column reads them."""
         if self.item_vectors_ID is None or self.interests is None:
             return None
         return summarise_interests(
-            history, self.item_vectors_ID, self.vocabulary, as_of_us=as_of_us, config=self.interests
+            timelines, self.item_vectors_ID, self.vocabulary, as_of_us=as_of_us, config=self.interests
         )

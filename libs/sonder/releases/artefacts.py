@@ -2,11 +2,13 @@
 
 releases/<id>/
     encoder/  items/  segments/  clusters/  interests/  affinities/  scores/  profiles/  report/  manifest.json
+    increment.json    of a release that carries its parent's models: which, since when, what was new
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sonder.core.errors import NotReady
 from sonder.core.storage import Folder
@@ -19,6 +21,8 @@ from sonder.releases.manifest import Manifest
 from sonder.releases.registry import Registry
 from sonder.scoring.heads import load_heads
 from sonder.segments.clusters import Clusters
+
+INCREMENT_FILE = "increment.json"
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,19 @@ class Release:
     def thresholds(self) -> Folder:
         """Lifecycle thresholds (segments.lifecycle.LifecycleThresholds) as JSON."""
         return self.segments / "thresholds.json"
+
+    @property
+    def increment(self) -> dict[str, Any] | None:
+        """How a release came to its parent's models, None if its models were fitted for it."""
+        file = self.folder / INCREMENT_FILE
+        content: dict[str, Any] | None = file.read_json() if file.exists() else None
+        return content
+
+    @property
+    def named_as_of_us(self) -> int:
+        """The moment whose catalogue names interests: carried models keep their words."""
+        made = self.increment
+        return self.manifest.as_of_us if made is None else int(made["named_as_of_us"])
 
     def base_rates(self) -> dict[str, float]:
         """Mean of what came true for each score, by its name, in the order of the configuration."""
