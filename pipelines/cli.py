@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_features, cli_forget, cli_keys, cli_store, cli_target
+from pipelines import cli_audience, cli_canary, cli_features, cli_forget, cli_keys, cli_store, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 release_app = typer.Typer(help="List, show, promote and roll back releases.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
+release_app.command("also")(cli_canary.also)
+app.add_typer(cli_canary.app, name="canary")
 app.add_typer(cli_audience.app, name="audience")
 app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
 app.add_typer(cli_features.app, name="features")
