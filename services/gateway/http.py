@@ -308,9 +308,7 @@ async def grow_audience(request: Request, asked: schemas.LookalikeRequest) -> Re
     return _json(await _engine(request).lookalike(asked.seeds, size=asked.size, exclude=asked.exclude))
 
 
-@operations.get(
-    "/v1/release", response_model=schemas.ReleaseAnswer, responses={**_NOT_SERVED, **_UNREADY}, dependencies=NAMED
-)
+@operations.get("/v1/release", response_model=schemas.ReleaseAnswer, responses=_READ, dependencies=NAMED)
 async def read_release(request: Request) -> Response:
     """The release that answers come from, and those that may be named beside it."""
     return _json(_engine(request).release())
