@@ -11,7 +11,7 @@ SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos soak proto docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors bench-canary chaos soak proto docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-freshness: setup $(SERVED) ## from an event to the changed profile, 500 ev
 
 bench-retrieval: setup ## nearest items by index against exact; ends in one JSON line
 	$(BIN)/python -m benchmarks.retrieval
+
+bench-canary: setup $(SERVED) ## a stored read with and without a canary, and how often its rule is wrong; ends in one JSON line
+	$(BIN)/python -m benchmarks.canary $(SERVED)
 
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors

@@ -139,6 +139,8 @@ class Serving:
     async def _watch(self) -> None:
         while True:
             try:
+                if self._split is not None:  # first, so that what is noted never piles up
+                    self._split.recorder.roll()
                 if self._uncleaned:
                     await self._clean()
                 if self._pinned is None:
@@ -160,7 +162,6 @@ class Serving:
         if split is None:
             return
         metrics.CANARY_SHARE.set(split.share)
-        split.recorder.roll()
         if time.monotonic() - self._wrote_s >= WRITE_EVERY_S:
             self._wrote_s = time.monotonic()
             await self._judge(split)

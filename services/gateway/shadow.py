@@ -29,6 +29,8 @@ Ask = Callable[[Engine], bytes | Awaitable[bytes]]
 
 class _Offered(NamedTuple):
     kind: int
+    user_id: str
+    answer: bytes  # of the served release
     ask: Ask
 
 
@@ -42,12 +44,12 @@ class Shadow:
         self._running: set[asyncio.Task[None]] = set()
         self._working: asyncio.Task[None] | None = None
 
-    def offer(self, kind: int, ask: Ask) -> None:
-        """Compute this later, if there is room."""
+    def offer(self, kind: int, user_id: str, answer: bytes, ask: Ask) -> None:
+        """Compute later what was answered just now, if there is room."""
         if len(self._waiting) >= MOST_WAITING:
             self._drop(1)
             return
-        self._waiting.append(_Offered(kind, ask))
+        self._waiting.append(_Offered(kind, user_id, answer, ask))
         if self._working is None:
             self._working = asyncio.get_running_loop().create_task(self._work())
 
@@ -83,7 +85,7 @@ class Shadow:
             self._failed(offered, error)
             return
         if isinstance(answer, bytes):
-            self._arm.note(offered.kind, time.perf_counter() - started, answer)
+            self._note(offered, time.perf_counter() - started, answer)
             return
         task = asyncio.get_running_loop().create_task(self._awaited(offered, answer, started))
         self._running.add(task)
@@ -93,9 +95,14 @@ class Shadow:
         try:
             async with asyncio.timeout(BUDGET_S):
                 content = await answer
-            self._arm.note(offered.kind, time.perf_counter() - started, content)
+            self._note(offered, time.perf_counter() - started, content)
         except Exception as error:
             self._failed(offered, error)
+
+    def _note(self, offered: _Offered, seconds: float, content: bytes) -> None:
+        """Scores of both arms together, so that they are of the same users however many are dropped."""
+        self._arm.note(offered.kind, seconds, offered.user_id, content)
+        self._recorder.served.keep(offered.user_id, offered.answer)
 
     def _failed(self, offered: _Offered, error: Exception) -> None:
         if not is_own_fault(error):

@@ -79,7 +79,7 @@ class SplitEngine:
             if self._must_raise(error, arm, STORED):
                 raise
             return self._served.profile(user_id, fields)
-        arm.note(STORED, _now_s() - started, content)
+        arm.note(STORED, _now_s() - started, user_id, content)
         return content
 
     async def fresh_profile(self, user_id: str, fields: Sequence[str] | None = None) -> bytes:
@@ -176,8 +176,8 @@ class SplitEngine:
         except Exception as error:
             self._must_raise(error, arm, STORED)
             raise
-        arm.note(STORED, _now_s() - started, content)
-        shadow.offer(STORED, lambda engine: engine.profile(user_id, fields))
+        arm.count(STORED, _now_s() - started, content)
+        shadow.offer(STORED, user_id, content, lambda engine: engine.profile(user_id, fields))
         return content
 
     async def _computed(self, user_id: str, ask: Callable[[Engine], Awaitable[bytes]]) -> bytes:
@@ -195,9 +195,11 @@ class SplitEngine:
             if self._must_raise(error, arm, COMPUTED):
                 raise
             return await ask(self._served)
-        arm.note(COMPUTED, _now_s() - started, content)
-        if split.shadow is not None:
-            split.shadow.offer(COMPUTED, ask)
+        if split.shadow is None:
+            arm.note(COMPUTED, _now_s() - started, user_id, content)
+        else:
+            arm.count(COMPUTED, _now_s() - started, content)
+            split.shadow.offer(COMPUTED, user_id, content, ask)
         return content
 
     def _parts(self, user_ids: Sequence[str]) -> list[tuple[Arm, Engine, list[int]]] | None:
@@ -219,7 +221,7 @@ class SplitEngine:
             if self._must_raise(error, arm, BATCH):
                 raise
             return self._served.each_profile(user_ids, fields)
-        arm.note_batch(found[0])
+        arm.note_batch(user_ids[0], found[0])
         return found
 
     def _must_raise(self, error: Exception, arm: Arm, kind: int) -> bool:

@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from services.gateway import arms
 from services.gateway import serving as serving_module
 from services.gateway import shadow as shadow_module
 from services.gateway.arms import Recorder
@@ -258,6 +259,7 @@ def test_a_candidate_whose_scoring_breaks_is_rolled_back_and_no_request_fails(
 
 def test_equal_releases_stay_on_trial(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch)
+    monkeypatch.setattr(arms, "QUEUED", 1_000)
 
     async def ask() -> None:
         await gateway.settle()
@@ -322,7 +324,10 @@ def test_a_mistake_of_the_caller_is_no_failure_of_the_candidate(gateway: Gateway
     asyncio.run(ask())
 
 
-def test_shadow_leaves_every_answer_as_it_was_and_compares_the_same_users(gateway: Gateway) -> None:
+def test_shadow_leaves_every_answer_as_it_was_and_compares_the_same_users(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms, "QUEUED", 1_000)
     users = gateway.served.release.user_ids
     paths = [f"/v1/users/{user}{part}" for user in users for part in ("", "?fresh=true", "/recommendations?k=3")]
 
@@ -346,6 +351,7 @@ def test_shadow_leaves_every_answer_as_it_was_and_compares_the_same_users(gatewa
         recorder.roll()
         scores = recorder.counts().scores
         assert scores["served"] == scores["candidate"] != {}
+        assert sum(scores["served"]["buy_7d"].values()) == expected
         assert gateway.served.handles["scoring"].calls
 
     asyncio.run(ask())

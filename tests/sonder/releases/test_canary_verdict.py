@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from sonder.releases.canary import Limits
+from benchmarks.canary_traffic import LIMITS, Traffic, binned_scores
 from sonder.releases.canary_counts import Counts, Tally, latency_bin, score_bin
-from sonder.releases.canary_verdict import Comparison, broken, compare, noise_floor, p99, psi
-
-LIMITS = Limits()
-Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
-
-
-def beta(shift: float = 0.0) -> Draw:
-    return lambda draw, num: np.clip(draw.beta(2, 18, num) + shift, 0, 1)
-
-
-def latencies(factor: float = 1.0) -> Draw:
-    """As a gateway's: a narrow body and a heavy tail."""
-    return lambda draw, num: factor * (0.004 + draw.lognormal(-7, 1.5, num))
-
-
-class Traffic:
-    """Answers of both arms, slot after slot."""
-
-    def __init__(self, seed: int, *, share: float = 0.05, per_slot: int = 600) -> None:
-        self.draw = np.random.default_rng(seed)
-        self.share, self.per_slot, self.slot = share, per_slot, 0
-        self.counts = Counts(gateways=1)
-
-    def pass_slot(
-        self, *, factor: float = 1.0, degraded: float = 0.001, errors: float = 0.0, shift: float = 0.0
-    ) -> list[Comparison]:
-        """One more slot; what is given is the candidate's, the served arm has the defaults."""
-        num_candidate = int(self.draw.binomial(self.per_slot, self.share))
-        arms = {
-            "served": (self.per_slot - num_candidate, 1.0, 0.001, 0.0, 0.0),
-            "candidate": (num_candidate, factor, degraded, errors, shift),
-        }
-        self.slot += 1
-        self.counts.slots[self.slot] = {}
-        for arm, (num, slower, bad, failed, moved) in arms.items():
-            bins = Counter(latency_bin(seconds) for seconds in latencies(slower)(self.draw, num))
-            tally = Tally(num, int(self.draw.binomial(num, bad)), int(self.draw.binomial(num, failed)), bins)
-            self.counts.slots[self.slot][arm, "stored"] = tally
-            scores = Counter(score_bin(value) for value in beta(moved)(self.draw, num // 4))
-            self.counts.scores[arm].setdefault("buy_30d", Counter()).update(scores)
-        return compare(self.counts, LIMITS)
-
-    def slots_until_broken(self, most: int, **worse: float) -> int | None:
-        for number in range(1, most + 1):
-            if broken(self.pass_slot(**worse)):
-                return number
-        return None
+from sonder.releases.canary_verdict import broken, compare, noise_floor, p99, psi
 
 
 def test_equal_arms_are_not_rolled_back() -> None:
-    """120 trials of 40 looks; benchmarks/canary.py has the long run whose rate is stated."""
+    """120 trials of 40 looks; benchmarks/canary.py makes the longer run whose rate is stated."""
     for share, per_slot in ((0.05, 300), (0.5, 60), (0.01, 3_000)):
         for seed in range(40):
             traffic = Traffic(seed, share=share, per_slot=per_slot)
@@ -148,9 +100,9 @@ def test_scores_of_one_arm_alone_are_not_compared() -> None:
 
 def test_psi_of_equal_arms_stays_below_its_noise_floor_as_often_as_it_says() -> None:
     draw = np.random.default_rng(11)
-    passed, trials = 0, 2_000
+    passed, trials = 0, 1_000
     for _ in range(trials):
-        served, candidate = (Counter(score_bin(value) for value in draw.beta(2, 18, num)) for num in (2_000, 300))
+        served, candidate = (binned_scores(draw.beta(2, 18, num)) for num in (2_000, 300))
         value, num_bins = psi(served, candidate)
         passed += value > noise_floor(2_000, 300, num_bins, alpha=0.05)
     assert passed / trials == pytest.approx(0.05, abs=0.02)
@@ -161,7 +113,7 @@ def test_psi_is_none_of_equal_counts_grows_with_the_shift_and_takes_discrete_sco
     base = draw.beta(2, 18, 5_000)
     values = []
     for shift in (0.0, 0.01, 0.03, 0.1):
-        served, candidate = (Counter(score_bin(value) for value in scores) for scores in (base, base + shift))
+        served, candidate = (binned_scores(scores) for scores in (base, base + shift))
         values.append(psi(served, candidate)[0])
     assert values[0] == 0
     assert all(one < other for one, other in pairwise(values))
