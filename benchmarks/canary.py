@@ -192,9 +192,8 @@ def main() -> None:
             engine.close(with_log=False)
         log.close()
     rolls = measured.pop("roll")
-    print(
-        "| through | beside the served release | us of CPU a read, least | median | added | quartiles |\n|---|---|---|---|---|---|"
-    )
+    print("| through | beside the served release | us of CPU a read, least | median | added | quartiles |")
+    print("|---|---|---|---|---|---|")
     line: dict[str, Any] = {}
     for name, values in measured.items():
         plain = measured[f"{name.split(' | ')[0]} | nothing beside"]
