@@ -86,6 +86,9 @@ bench-scale: setup ## builds of 1 and 10 million events: time, memory and bytes 
 bench-prepare-peers: setup $(DUCKDB) ## 20 million events into histories beside Polars and DuckDB; ends in one JSON line
 	$(BIN)/python -m benchmarks.prepare_peers --duckdb $(DUCKDB)
 
+bench-canary: setup $(SERVED) ## a stored read with and without a canary, and how often its rule is wrong; ends in one JSON line
+	$(BIN)/python -m benchmarks.canary $(SERVED)
+
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors
 

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_features, cli_forget, cli_keys, cli_release, cli_store, cli_target
+from pipelines import cli_audience, cli_canary, cli_features, cli_forget, cli_keys, cli_release, cli_store, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -27,7 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+cli_release.app.command("also")(cli_canary.also)
 app.add_typer(cli_release.app, name="release")
+app.add_typer(cli_canary.app, name="canary")
 app.add_typer(cli_audience.app, name="audience")
 app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
 app.add_typer(cli_features.app, name="features")

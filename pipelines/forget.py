@@ -21,6 +21,7 @@ from sonder.events.erasure import record_erasure
 from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.redis_store import RedisStore
+from sonder.releases.canary import Canary
 from sonder.releases.registry import Registry
 
 SEARCHED = ("history", "releases", "audiences", "uplift", "quarantine", "log", ".staging")
@@ -49,9 +50,10 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
                 told.stores.append(f"store/{release}")
     current = Registry(workspace).current()
     if config.serving.store is not None and current is not None:
-        with RedisStore.open(config.serving.store, release=current.release) as networked:
-            if networked.delete(user_id):
-                told.stores.append(f"{config.serving.store} {current.release}")
+        for release in (current.release, *Canary.read(workspace).beside(current.release)):
+            with RedisStore.open(config.serving.store, release=release) as networked:
+                if networked.delete(user_id):
+                    told.stores.append(f"{config.serving.store} {release}")
     told.remaining = search(workspace, user_id)
     return told
 

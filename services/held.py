@@ -2,13 +2,16 @@
 
 A gateway names its release with each call. While a switch is under way some ask for the old release and some for the
 new one, and both are answered from what they ask for: an answer never mixes two releases.
-Memory: MOST releases at once; the one that nobody has asked for the longest makes room.
+Memory: KEPT releases for good, which a promotion needs, and MOST while they are asked for: a canary, and one that is
+served by its name (sonder.releases.canary). Where another one is loaded, those that nobody asked for in IDLE_S beyond
+KEPT make room, the oldest first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -18,7 +21,8 @@ from sonder.releases.artefacts import Release, served_release
 
 logger = logging.getLogger("sonder")
 T = TypeVar("T")
-MOST = 2
+KEPT, MOST = 2, 4  # the current one, two beside it, and the next one while it takes over
+IDLE_S = 600.0
 
 
 class Held(Generic[T]):
@@ -29,11 +33,13 @@ class Held(Generic[T]):
         self._workspace, self._load = Workspace.at(workspace), load
         self._first = release or served_release(self._workspace)
         self._parts: OrderedDict[str, T] = OrderedDict({self._first: self._opened(self._first)})
+        self._asked_s = {self._first: time.monotonic()}
         self._loading: dict[str, asyncio.Task[T]] = {}
 
     async def of(self, release: str | None) -> T:
         """What was loaded of a release; None: the first one. Raises what loading raises, and tries again next time."""
         wanted = release or self._first
+        self._asked_s[wanted] = time.monotonic()
         part = self._parts.get(wanted)
         if part is None:
             if wanted not in self._loading:
@@ -52,10 +58,16 @@ class Held(Generic[T]):
         finally:
             del self._loading[release]
         self._parts[release] = part
-        while len(self._parts) > MOST:
-            dropped, _ = self._parts.popitem(last=False)
-            logger.info("release %s makes room for %s", dropped, release)
+        self._make_room(release)
         return part
+
+    def _make_room(self, release: str) -> None:
+        while len(self._parts) > KEPT:
+            oldest = next(iter(self._parts))
+            if len(self._parts) <= MOST and time.monotonic() - self._asked_s[oldest] < IDLE_S:
+                return
+            del self._parts[oldest], self._asked_s[oldest]
+            logger.info("release %s makes room for %s", oldest, release)
 
     def _opened(self, release: str) -> T:
         return self._load(Release.open(self._workspace, release))

@@ -1,12 +1,12 @@
 """The ingress deployment, one HTTP application over one engine, and the one that keeps stored profiles up to date.
 
-Both follow the served release where none is named (services.gateway.following).
+Both follow the served release where none is named, and what is served beside it (services.gateway.following): a canary
+or another release that callers name has its stored profiles refreshed like the current one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -22,20 +22,20 @@ from services.gateway.opening import describe, open_engine, open_packer
 from services.gateway.recent import RecentEvents
 from services.gateway.refresh import Refresher
 from services.gateway.rpc.server import RpcServer
+from services.gateway.serving import Serving
+from services.gateway.split import SplitEngine
 from services.gateway.stages import HandleStages
 from services.gateway.tokens import Tokens
 from services.observed import start_observing
 from sonder.core.config import TokensConfig
 from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
-from sonder.events.erasure import read_erasures
-from sonder.profiles.loading import drop_erased
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.store import ProfileStore
 from sonder.releases.artefacts import Release, served_release
+from sonder.releases.canary import Canary
 
 BUDGET_S = 5.0  # of a micro-batch of refreshes: nobody waits for it
-READY_WITHIN_S = 180.0  # of the stages, which load a release when they are first asked for it
 
 
 @serve.ingress()
@@ -65,21 +65,12 @@ class Gateway:
         self._log = OnlineLog(self._workspace.online_log)
         known = Tokens(TokensConfig.model_validate(tokens)) if tokens is not None else None
         self._doors = Doors(self._workspace.keys, known) if needs_keys else None
-        first = release or served_release(self._workspace)
-        self._opened_us = 0
-        self._follower = ReleaseFollower(
-            first,
-            self._open(first),
-            served=lambda: release or served_release(self._workspace),
-            opened=self._open,
-            activate=self._activate,
-            retire=self._retire,
-        )
-        self._following: asyncio.Task[None] | None = None
         self._app: FastAPI | None = None
+        self._serving = Serving(self._workspace, release, opened=self._open, assign=self._assign)
+        self._following: asyncio.Task[None] | None = None
         self._grpc, self._rpc = grpc, RpcServer(self._engine, self._doors)
 
-    def _engine(self) -> Engine | None:
+    def _engine(self) -> Engine | SplitEngine | None:
         return None if self._app is None else self._app.state.engine
 
     async def __del__(self) -> None:
@@ -87,7 +78,8 @@ class Gateway:
         await self._rpc.stop()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self._app = create_app(self._follower.part, doors=self._doors)
+        self._app = create_app(self._serving.follower.part, doors=self._doors)
+        self._app.state.serving = self._serving
         self._app.state.adds_request_id = False  # Serve does, on every answer
         return self._app
 
@@ -98,34 +90,19 @@ class Gateway:
         503 until it is back. A server that came back empty is loaded again by the replica that replaces this one.
         """
         if self._following is None:
-            self._following = asyncio.create_task(self._follower.run())
+            self._following = asyncio.create_task(self._serving.run())
             if self._grpc is not None:
                 await self._rpc.start(self._grpc["host"], self._grpc["port"])
         with suppress(StageUnavailable):
-            self._follower.part.profile("")
+            self._serving.follower.part.profile("")
 
     def _open(self, release: str) -> Engine:
-        self._opened_us = now_us()
         opened = Release.open(self._workspace, release)
         return open_engine(opened, self._stages.of(release), store_url=self._store, log=self._log)
 
-    async def _activate(self, engine: Engine) -> None:
-        """Answer from an engine as soon as every stage does, without whoever was erased while its store was loaded."""
-        deadline = time.monotonic() + READY_WITHIN_S
-        while not await engine.is_ready():
-            if time.monotonic() > deadline:
-                raise NotReady(f"The stages of release {engine.release_id} have not answered")
-            await asyncio.sleep(0.25)
+    def _assign(self, engine: Engine | SplitEngine) -> None:
         if self._app is not None:
             self._app.state.engine = engine
-        erased = {
-            user: at_us for user, at_us in read_erasures(self._workspace.erasures).items() if at_us >= self._opened_us
-        }
-        profiles = Release.open(self._workspace, engine.release_id).profiles
-        await asyncio.to_thread(drop_erased, engine.store, profiles, erased)
-
-    async def _retire(self, engine: Engine) -> None:
-        engine.close(with_log=False)
 
 
 class Refresh:
@@ -152,6 +129,7 @@ class Refresh:
             opened=self._open,
             activate=self._activate,
             retire=self._retire,
+            wants_beside=lambda served: () if release else Canary.read(self._workspace).beside(served),
         )
         self._following: asyncio.Task[None] | None = None
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+import sonder
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.batcher import MicroBatcher
 from services.gateway.erasing import Erasures, erase, told
@@ -132,8 +133,28 @@ class Engine:
         return self._release.id
 
     @property
+    def created_at_us(self) -> int:
+        """Of the release."""
+        return self._release.created_at_us
+
+    @property
     def store(self) -> ProfileStore:
         return self._store
+
+    def named(self, release: str | None) -> Engine:
+        """Itself, for who names its release or none; NotFound for another one (services.gateway.split has several)."""
+        if release is not None and release != self._release.id:
+            raise NotFound(
+                f"Release {release[:64]!r} is not served here",
+                expected=self._release.id,
+                do="`sonder release also ID` serves another one beside the current one",
+            )
+        return self
+
+    def announce(self) -> None:
+        """Tell the metrics that this is the served release."""
+        num_profiles = self._store.metadata().num_profiles
+        metrics.set_release(self._release.id, sonder.__version__, num_profiles=num_profiles)
 
     def store_bytes(self) -> int | None:
         """Size of the store on this node; None where it lies elsewhere."""
@@ -159,6 +180,14 @@ class Engine:
             pieces += *self._pieces(stored, fields, audiences=of_user), b","
         pieces[-1] = b"]}"  # a request names one user at least
         return b"".join(pieces)
+
+    def each_profile(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> list[bytes]:
+        """The profiles of a batch one by one, each saying its release."""
+        found, audiences = self._stored_many(user_ids, fields)
+        return [
+            self._answer(stored, fields, audiences=of_user)
+            for stored, of_user in zip(found, audiences or repeat(None), strict=False)
+        ]
 
     def profiles_stream(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> bytes:
         """The same as an Arrow IPC stream, by default with the embedding, as the files of the release have it."""
@@ -378,12 +407,16 @@ class Engine:
         appended = await self._accepting.submit(events)
         return orjson.dumps({**appended._asdict(), "rejected": [row._asdict() for row in rejected]})
 
-    async def erase(self, user_id: str) -> bytes:
-        """Erase a user from all that is served, and from the next build -> a receipt; repeating it is harmless."""
+    async def erase(self, user_id: str, *, beside: Sequence[Engine] = ()) -> bytes:
+        """Erase a user from all that is served, and from the next build -> a receipt; repeating it is harmless.
+
+        `beside`: engines of other releases, whose stores lose the user too.
+        """
         if self._log is None or self._erasures is None:
             raise StageUnavailable("This gateway has no online log, and could not keep the user out of it")
         now_us = self._clock_us()
-        receipt = await erase(user_id, self._erasures, self._store, self._log, now_us=now_us)
+        stores = [self._store, *(engine.store for engine in beside)]
+        receipt = await erase(user_id, self._erasures, stores, self._log, now_us=now_us)
         return orjson.dumps(told(receipt, release=self._release.id, erased_at=iso_time(now_us)))
 
     def _without_erased(self, users: list[FoundUser]) -> list[FoundUser]:

@@ -56,15 +56,22 @@ class Receipt:
     refresh_awaited: bool  # nothing that was under way can write the user back
 
 
-async def erase(user_id: str, erasures: Erasures, store: ProfileStore, log: OnlineLog, *, now_us: int) -> Receipt:
-    """Erase a user from what is served; repeating it is harmless."""
+async def erase(
+    user_id: str, erasures: Erasures, stores: Sequence[ProfileStore], log: OnlineLog, *, now_us: int
+) -> Receipt:
+    """Erase a user from what is served, the stores of all served releases; repeating it is harmless."""
     await asyncio.to_thread(erasures.add, user_id, at_us=now_us)
     accepted = await asyncio.to_thread(log.last)
     events = await asyncio.to_thread(log.erase, user_id)
-    found = await asyncio.to_thread(store.delete, user_id)
-    awaited = await _reached(store, accepted)
-    found = await asyncio.to_thread(store.delete, user_id) or found
+    found = await asyncio.to_thread(_delete, user_id, stores)
+    awaited = all(await asyncio.gather(*(_reached(store, accepted) for store in stores)))
+    found = await asyncio.to_thread(_delete, user_id, stores) or found
     return Receipt(found, events, awaited)
+
+
+def _delete(user_id: str, stores: Sequence[ProfileStore]) -> bool:
+    found = [store.delete(user_id) for store in stores]  # of every one, whatever the first said
+    return any(found)
 
 
 async def _reached(store: ProfileStore, sequence: int) -> bool:

@@ -1,8 +1,8 @@
 """The stored read of one whole profile, past FastAPI's routing and validation: it is most of all requests.
 
-`GET /v1/users/{id}` without a query and with an id of plain characters is answered here with the bytes that the route
-would give; everything else, and every failure, goes on to the route. Routing, parameters and response objects of the
-framework cost five times what the engine does (benchmarks/serving: `hot`).
+`GET /v1/users/{id}` without a query or a named release and with an id of plain characters is answered here with the
+bytes that the route would give; everything else, and every failure, goes on to the route. Routing, parameters and
+response objects of the framework cost five times what the engine does (benchmarks/serving: `hot`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from services.gateway.schemas import MAX_ID_BYTES
 from sonder.core.errors import SonderError
 
 PREFIX = "/v1/users/"
+RELEASE_HEADER = b"x-sonder-release"
 LONGEST = len(PREFIX) + MAX_ID_BYTES
 
 
@@ -39,6 +40,9 @@ class StoredReads:
         is_plain = len(PREFIX) < len(path) <= LONGEST and path.isascii() and "%" not in path and path.isprintable()
         if not is_plain or not path.startswith(PREFIX) or "/" in path[len(PREFIX) :] or scope["query_string"]:
             return None
+        for name, _ in scope["headers"]:
+            if name == RELEASE_HEADER:
+                return None
         engine = scope["app"].state.engine
         try:
             return None if engine is None else engine.profile(path[len(PREFIX) :])

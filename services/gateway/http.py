@@ -1,7 +1,7 @@
 """The HTTP application around an engine: routes, validation, OpenAPI. Knows nothing of Ray Serve.
 
-Handlers read `app.state.engine` at each request, so a new release is served from one assignment on. Answers are the
-engine's bytes; the response models only describe them.
+Handlers read `app.state.engine` at each request, so a new release is served from one assignment on, and so is what is
+beside it (services.gateway.split). Answers are the engine's bytes; the response models only describe them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator
@@ -21,8 +21,9 @@ import sonder
 from services.gateway import observing, problems, schemas, tables
 from services.gateway.doors import Doors, HttpDoors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
-from services.gateway.hot import StoredReads
+from services.gateway.hot import RELEASE_HEADER, StoredReads
 from services.gateway.schemas import PathItemId, PathUserId
+from services.gateway.split import SplitEngine
 from services.gateway.stages import Wish
 from sonder.core.errors import NotReady
 
@@ -61,6 +62,22 @@ Diversity = Annotated[
 ]
 
 
+ReleaseName = Annotated[
+    str | None, Query(max_length=64, description="the release to answer from, among those that are served")
+]
+ReleaseHeader = Annotated[
+    str | None, Header(alias=RELEASE_HEADER.decode(), max_length=64, description="the same; `release` goes before it")
+]
+
+
+async def _named_release(request: Request, release: ReleaseName = None, header: ReleaseHeader = None) -> None:
+    """For `_engine`; async, because others are run in a thread."""
+    request.state.release = header if release is None else release
+
+
+NAMED = [Depends(_named_release)]
+
+
 def _problem_response(description: str) -> dict[str, Any]:
     return {
         "description": description,
@@ -75,11 +92,12 @@ _INVALID: dict[int | str, dict[str, Any]] = {
     429: _problem_response("Too many requests; Retry-After says when to come back"),
 }
 _UNREADY: dict[int | str, dict[str, Any]] = {503: _problem_response("No release is loaded yet")}
+_NOT_SERVED: dict[int | str, dict[str, Any]] = {404: _problem_response("The named release is not served")}
 _NOT_WRITTEN: dict[int | str, dict[str, Any]] = {
     503: _problem_response("No release is loaded yet, or the log cannot be written: send the same events again")
 }
 _UNKNOWN_ITEM: dict[int | str, dict[str, Any]] = {
-    404: _problem_response("The release has no vector of this item"),
+    404: _problem_response("The release has no vector of this item, or the named one is not served"),
     503: _problem_response("No release is loaded yet, or retrieval does not answer"),
 }
 _TOO_LARGE: dict[int | str, dict[str, Any]] = {413: _problem_response("The body is too large")}
@@ -89,9 +107,11 @@ _BATCH: dict[int | str, dict[str, Any]] = {
 }
 
 events = APIRouter(prefix="/v1", tags=["events"], responses={**_INVALID, **_NOT_WRITTEN})
-users = APIRouter(prefix="/v1", tags=["users"], responses={**_INVALID, **_UNREADY})
-items = APIRouter(prefix="/v1", tags=["items"], responses={**_INVALID, **_UNREADY})
-audiences = APIRouter(prefix="/v1", tags=["audiences"], responses={**_INVALID, **_UNREADY})
+_READ: dict[int | str, dict[str, Any]] = {**_INVALID, **_NOT_SERVED, **_UNREADY}
+users = APIRouter(prefix="/v1", tags=["users"], responses=_READ, dependencies=NAMED)
+erasures = APIRouter(prefix="/v1", tags=["users"], responses={**_INVALID, **_UNREADY})
+items = APIRouter(prefix="/v1", tags=["items"], responses={**_INVALID, **_UNREADY}, dependencies=NAMED)
+audiences = APIRouter(prefix="/v1", tags=["audiences"], responses=_READ, dependencies=NAMED)
 operations = APIRouter(tags=["operations"])
 
 
@@ -109,8 +129,12 @@ def create_app(engine: Engine | None, *, doors: Doors | None = None) -> FastAPI:
         telemetry=observing.NO_TELEMETRY,
     )
     app.state.engine = engine
+    app.state.serving = None  # services.gateway.serving, where something follows what is served
+    if engine is not None:
+        engine.announce()
     app.include_router(events)
     app.include_router(users)
+    app.include_router(erasures)
     app.include_router(items)
     app.include_router(audiences)
     app.include_router(operations)
@@ -145,11 +169,12 @@ def _operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def _engine(request: Request) -> Engine:
-    engine: Engine | None = request.app.state.engine
+def _engine(request: Request) -> Engine | SplitEngine:
+    """What answers this request; NotFound where it names a release that is not served."""
+    engine: Engine | SplitEngine | None = request.app.state.engine
     if engine is None:
         raise NotReady("No release is loaded yet", do="Try again shortly.")
-    return engine
+    return engine.named(getattr(request.state, "release", None))
 
 
 def _json(content: bytes) -> Response:
@@ -198,10 +223,11 @@ async def read_profiles(request: Request, asked: schemas.BatchGetRequest, fields
     return _json(engine.profiles(asked.user_ids, _names(fields)))
 
 
-@users.delete("/users/{user_id}", response_model=schemas.ErasureAnswer)
+@erasures.delete("/users/{user_id}", response_model=schemas.ErasureAnswer)
 async def erase_user(request: Request, user_id: PathUserId) -> Response:
-    """Erase the user from store, log and answers, and keep what it did before this moment out of every later build."""
-    return _json(await _engine(request).erase(user_id))
+    """Erase the user from stores, log and answers, and keep what it did before this moment out of every later build."""
+    serving = request.app.state.serving
+    return _json(await (_engine(request) if serving is None else serving).erase(user_id))
 
 
 @users.get("/users/{user_id}/embedding", response_model=schemas.EmbeddingAnswer)
@@ -282,9 +308,9 @@ async def grow_audience(request: Request, asked: schemas.LookalikeRequest) -> Re
     return _json(await _engine(request).lookalike(asked.seeds, size=asked.size, exclude=asked.exclude))
 
 
-@operations.get("/v1/release", response_model=schemas.ReleaseAnswer, responses=_UNREADY)
+@operations.get("/v1/release", response_model=schemas.ReleaseAnswer, responses=_READ, dependencies=NAMED)
 async def read_release(request: Request) -> Response:
-    """The release that answers come from."""
+    """The release that answers come from, and those that may be named beside it."""
     return _json(_engine(request).release())
 
 

@@ -21,7 +21,6 @@ from prometheus_client import Histogram
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import sonder
 from sonder.core import metrics, telemetry
 from sonder.core.logs import for_requests, request_id_of
 from sonder.core.span_files import ENTRY
@@ -153,9 +152,8 @@ def _describe(span: Span, scope: Scope, status: int) -> None:
 # -- the store -------------------------------------------------------------------------------------------------------
 
 
-def observed_store(store: ProfileStore, release: str) -> ProfileStore:
-    """Tell the metrics what is served; where anybody listens to spans, the store whose calls are spans."""
-    metrics.set_release(release, sonder.__version__, num_profiles=store.metadata().num_profiles)
+def observed_store(store: ProfileStore) -> ProfileStore:
+    """Where anybody listens to spans, the store whose calls are spans."""
     if not telemetry.is_tracing():
         return store
     spanned: Any = SpannedStore(store)

@@ -40,7 +40,7 @@ def open_engine(
     info = describe(release, num_profiles=num_profiles)
     return Engine(
         info,
-        observed_store(store, info.id),
+        observed_store(store),
         stages,
         AudiencePreviews(release, num_profiles=num_profiles),
         AudienceMemberships(release),

@@ -198,7 +198,7 @@ class Profile(Envelope):
 
 
 class Profiles(BaseModel):
-    release: str
+    release: str = Field(description="the current one; each profile says its own, which differs while a canary runs")
     profiles: list[Profile] = Field(description="in the order asked for")
 
 
@@ -340,6 +340,7 @@ class LookalikeAnswer(BaseModel):
 
 class ReleaseAnswer(BaseModel):
     release: str
+    also: list[str] = Field([], description="other releases that are served and may be named, with `release`")
     created_at: datetime
     as_of: datetime
     parent: str | None

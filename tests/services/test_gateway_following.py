@@ -103,6 +103,125 @@ def test_a_release_that_cannot_be_served_leaves_the_old_one_and_is_closed() -> N
     assert (follower.release, parts.opened) == ("b", ["b", "b"])
 
 
+class Beside(Parts):
+    """The same, with releases beside the served one; `shown` is what was there each time that something changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[str] | Exception = []
+        self.shown: list[tuple[str, list[str]]] = []
+
+    def follower(self, grace_s: float) -> ReleaseFollower[str]:
+        made = super().follower(grace_s)
+
+        def wants(served: str) -> list[str]:
+            if isinstance(self.wanted, Exception):
+                raise self.wanted
+            return [release for release in self.wanted if release != served]
+
+        async def changed() -> None:
+            self.shown.append((made.release, sorted(made.beside)))
+
+        made._wants_beside, made._changed = wants, changed
+        return made
+
+
+async def looked(follower: ReleaseFollower[str]) -> None:
+    """As many looks as it takes until nothing is being opened."""
+    for _ in range(3):
+        await follower.step()
+        for task in list(follower._opening.values()):
+            await asyncio.wait([task])
+
+
+def test_what_is_wanted_beside_is_opened_behind_the_back_of_the_served_one_and_leaves_at_once() -> None:
+    parts = Beside()
+    follower = parts.follower(grace_s=60.0)
+
+    async def follow() -> None:
+        await looked(follower)
+        parts.wanted = ["b", "c"]
+        await looked(follower)
+        parts.wanted = ["c"]
+        await follower.step()
+        parts.wanted = ["c", "b"]
+        await follower.step()  # it was still open
+
+    asyncio.run(follow())
+    assert parts.shown == [("a", []), ("a", ["b", "c"]), ("a", ["c"]), ("a", ["b", "c"])]
+    assert (sorted(parts.opened), parts.retired) == (["b", "c"], [])
+
+
+def test_a_switch_between_two_that_are_open_opens_nothing_and_never_shows_less_than_is_wanted() -> None:
+    parts = Beside()
+    follower = parts.follower(grace_s=60.0)
+
+    async def follow() -> None:
+        parts.wanted = ["a", "b"]
+        await looked(follower)
+        for release in ("b", "a"):
+            parts.served = release
+            await looked(follower)
+
+    asyncio.run(follow())
+    assert parts.shown == [("a", []), ("a", ["b"]), ("b", ["a"]), ("a", ["b"])]
+    assert (parts.opened, parts.retired) == (["b"], [])
+
+
+def test_one_that_is_slow_to_open_or_fails_keeps_nobody_from_a_promotion() -> None:
+    parts = Beside()
+    parts.fails = {"part slow"}
+    follower = parts.follower(grace_s=60.0)
+    waiting = asyncio.Event()
+
+    async def activate(part: str) -> None:
+        if part == "part slow":
+            await waiting.wait()
+        await parts.activate(part)
+
+    follower._activate = activate
+
+    async def follow() -> None:
+        await follower.step()
+        parts.wanted = ["slow"]
+        await follower.step()
+        parts.served = "b"
+        assert await follower.step() is True
+        assert (follower.release, follower.beside) == ("b", {})
+        waiting.set()
+        await looked(follower)  # it fails, is closed, and waits before the next try
+        assert (parts.opened.count("slow"), parts.retired) == (1, ["part slow"])
+        parts.fails, follower._failed["slow"] = set(), (0.0, 1.0)
+        await looked(follower)
+        assert list(follower.beside) == ["slow"]
+
+    asyncio.run(follow())
+
+
+def test_one_that_arrives_too_late_is_closed_and_an_unreadable_wish_changes_nothing() -> None:
+    parts = Beside()
+    follower = parts.follower(grace_s=60.0)
+
+    async def follow() -> None:
+        await follower.step()
+        parts.wanted = ["b"]
+        await follower.step()
+        parts.wanted = []
+        await asyncio.wait(list(follower._opening.values()))
+        await follower.step()
+        assert (follower.beside, parts.retired) == ({}, ["part b"])
+        parts.wanted = ["b"]
+        await looked(follower)
+        parts.wanted = NotFound("the store is away")
+        await looked(follower)
+        assert list(follower.beside) == ["b"]
+        parts.served = "c"
+        await follower.step()
+        assert (follower.release, list(follower.beside)) == ("c", ["b"])
+
+    asyncio.run(follow())
+
+
 def test_an_engine_of_another_release_gets_every_part_from_that_release(
     own_served: Served, another_release: Callable[[TinyRelease, str], str]
 ) -> None:

@@ -80,6 +80,35 @@ RELEASE_INFO = Gauge(
     multiprocess_mode="livemax",
     registry=REGISTRY,
 )
+CANARY_ANSWERS = Counter(
+    "sonder_canary_answers",
+    "Answers while a canary runs, by the arm that gave them; in shadow mode the candidate's were not shown",
+    ("arm", "kind", "outcome"),
+    registry=REGISTRY,
+)
+CANARY_P99_SECONDS = Gauge(
+    "sonder_canary_p99_seconds",
+    "99th percentile of the time in the gateway over the canary's window",
+    ("arm", "kind"),
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
+CANARY_PSI = Gauge(
+    "sonder_canary_psi",
+    "Largest population stability index of any score between the arms of a canary",
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
+CANARY_SHARE = Gauge(
+    "sonder_canary_share",
+    "Share of users in the running canary; 0 without one",
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
+CANARY_ROLLBACKS = Counter("sonder_canary_rollbacks", "Canaries that this gateway rolled back", registry=REGISTRY)
+CANARY_DROPPED = Counter(
+    "sonder_canary_shadow_dropped", "Shadow answers that were not computed because of load", registry=REGISTRY
+)
 
 
 def metric_names() -> frozenset[str]:

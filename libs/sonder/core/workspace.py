@@ -2,6 +2,7 @@
 
 history/<snapshot>/  items/<snapshot>/  quarantine/<snapshot>/   what `prepare` made
 releases/<id>/  releases/CURRENT                                 what `build` made, and which of it is served
+releases/CANARY  canary/<trial>/<gateway>.json                   what is served beside it, and how both compare
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 audiences/index.json                                             which of these count now
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
@@ -49,6 +50,10 @@ class Workspace:
 
     def staging(self, name: str) -> Folder:
         return self.root / ".staging" / name
+
+    def canary_counts(self, trial: str) -> Folder:
+        """What each gateway counted of one canary lately."""
+        return self.root / "canary" / trial
 
     @property
     def audiences(self) -> Folder:

@@ -24,7 +24,7 @@ from filelock import FileLock
 from sonder.core import telemetry
 from sonder.core.errors import ArtefactMismatch, NotFound
 from sonder.core.storage import Folder
-from sonder.events.erasure import Erased, is_erased
+from sonder.events.erasure import Erased, digest_of, is_erased
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
@@ -77,14 +77,19 @@ def ensure_networked_store(url: str, source: StoreSource) -> RedisStore:
 
 
 def drop_erased(store: ProfileStore, profiles: Folder, erased: Erased) -> int:
-    """Delete the records of users erased after a load had read who was -> how many."""
+    """Delete the records of users erased after a load had read who was -> how many.
+
+    A record that was computed after its user's erasure is of a new beginning, and stays.
+    """
     if not erased:
         return 0
     num_deleted = 0
     for name in _parts(profiles):
         user_ids = (profiles / name).read_table(["user_id"]).column(0)
-        gone = user_ids.filter(pa.array(is_erased(user_ids, erased)))
-        num_deleted += sum(store.delete(user_id) for user_id in gone.to_pylist())
+        gone = user_ids.filter(pa.array(is_erased(user_ids, erased))).to_pylist()
+        for user_id, stored in zip(gone, store.batch_get(gone) if gone else (), strict=True):
+            if stored is not None and stored.computed_at_us <= erased[digest_of(user_id)]:
+                num_deleted += store.delete(user_id)
     return num_deleted
 
 

@@ -16,8 +16,11 @@ from services.gateway.doors import BATCH, Asked
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
 from services.gateway.rpc import sonder_pb2 as pb
 from services.gateway.schemas import BatchGetRequest, EventsRequest, UserId
+from services.gateway.split import SplitEngine
 from services.gateway.stages import Wish
 from sonder.core.errors import InvalidRequest
+
+Answering = Engine | SplitEngine
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Method:
     request: type[Message]
     response: type[Message]
     asked: Callable[[Any], Asked]
-    answer: Callable[[Engine, Any], Awaitable[bytes]]
+    answer: Callable[[Answering, Any], Awaitable[bytes]]
 
 
 class _User(BaseModel):
@@ -45,17 +48,17 @@ class _Wished(_Nearest):
     diversity: float = Field(ge=0, le=1)
 
 
-async def _profile(engine: Engine, asked: pb.GetProfileRequest) -> bytes:
+async def _profile(engine: Answering, asked: pb.GetProfileRequest) -> bytes:
     user_id, fields = _User(user_id=asked.user_id).user_id, _fields(asked.fields)
     return await engine.fresh_profile(user_id, fields) if asked.fresh else engine.profile(user_id, fields)
 
 
-async def _profiles(engine: Engine, asked: pb.BatchGetProfilesRequest) -> bytes:
+async def _profiles(engine: Answering, asked: pb.BatchGetProfilesRequest) -> bytes:
     user_ids = BatchGetRequest(user_ids=list(asked.user_ids)).user_ids
     return engine.profiles(user_ids, _fields(asked.fields))
 
 
-async def _recommendations(engine: Engine, asked: pb.GetRecommendationsRequest) -> bytes:
+async def _recommendations(engine: Answering, asked: pb.GetRecommendationsRequest) -> bytes:
     wished = _Wished(
         id=asked.user_id,
         k=_k(asked),
@@ -69,22 +72,22 @@ async def _recommendations(engine: Engine, asked: pb.GetRecommendationsRequest) 
     )
 
 
-async def _similar(engine: Engine, asked: pb.GetSimilarUsersRequest) -> bytes:
+async def _similar(engine: Answering, asked: pb.GetSimilarUsersRequest) -> bytes:
     nearest = _Nearest(id=asked.user_id, k=_k(asked))
     return await engine.similar(nearest.id, k=nearest.k)
 
 
-async def _similar_items(engine: Engine, asked: pb.GetSimilarItemsRequest) -> bytes:
+async def _similar_items(engine: Answering, asked: pb.GetSimilarItemsRequest) -> bytes:
     nearest = _Nearest(id=asked.item_id, k=_k(asked))
     return await engine.similar_items(nearest.id, k=nearest.k)
 
 
-async def _events(engine: Engine, asked: pb.SendEventsRequest) -> bytes:
+async def _events(engine: Answering, asked: pb.SendEventsRequest) -> bytes:
     rows = [{name.name: value for name, value in event.ListFields()} for event in asked.events]
     return await engine.accept(EventsRequest(events=rows).events)
 
 
-async def _release(engine: Engine, asked: pb.GetReleaseRequest) -> bytes:
+async def _release(engine: Answering, asked: pb.GetReleaseRequest) -> bytes:
     return engine.release()
 
 

@@ -23,6 +23,7 @@ from services.gateway.engine import Engine
 from services.gateway.problems import INTERNAL, MAX_BODY_BYTES
 from services.gateway.rpc import sonder_pb2 as pb
 from services.gateway.rpc.requests import METHODS, Method, to_message
+from services.gateway.split import SplitEngine
 from sonder.core import metrics, telemetry
 from sonder.core.errors import ConfigurationError, NotReady, SonderError
 from sonder.core.logs import for_requests, request_id_of
@@ -43,7 +44,7 @@ _CODES = {
 class RpcServer:
     """Answers from whatever `engine` gives at the time of a call. Of one event loop."""
 
-    def __init__(self, engine: Callable[[], Engine | None], doors: Doors | None) -> None:
+    def __init__(self, engine: Callable[[], Engine | SplitEngine | None], doors: Doors | None) -> None:
         self._engine, self._doors = engine, doors
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
@@ -94,6 +95,7 @@ class RpcServer:
                     engine = self._engine()
                     if engine is None:
                         raise NotReady("No release is loaded yet", do="Try again shortly.")
+                    engine = engine.named(given.get("x-sonder-release"))
                     answered = to_message(method.response, await method.answer(engine, request))
                 code = grpc.StatusCode.OK
                 return answered

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import polars as pl
 
-from sonder.core.ids import bucket_of, digest_json, stable_hash, unit_interval
+from sonder.core.ids import bucket_of, digest_json, stable_hash, unit_draw, unit_interval
 
 
 def test_the_digest_is_the_published_xxh64() -> None:
@@ -36,3 +38,14 @@ def test_buckets_and_draws_are_uniform() -> None:
 
 def test_json_digests_ignore_the_order_of_keys() -> None:
     assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1}) != digest_json({"a": 1, "b": 3})
+
+
+def test_a_draw_of_one_id_is_the_same_everywhere_uniform_and_independent_between_keys() -> None:
+    ids = [f"user-{i}" for i in range(20_000)]
+    one, other = (np.array([unit_draw(key)(user) for user in ids]) for key in ("a/", "b/"))
+    assert 0 <= one.min() < 0.001 < 0.999 < one.max() < 1
+    assert abs(one.mean() - 0.5) < 0.01
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
+    # hashlib.blake2b(b"a/" + id, digest_size=8), the first 53 bits of it read little-endian.
+    expected = int.from_bytes(hashlib.blake2b("a/Ünïcode".encode(), digest_size=8).digest(), "little") >> 11
+    assert unit_draw("a/")("Ünïcode") == expected / 2**53
