@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_features, cli_forget, cli_keys, cli_store, cli_target
+from pipelines import cli_audience, cli_backfill, cli_features, cli_forget, cli_jobs, cli_keys, cli_store, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -30,10 +30,12 @@ app = typer.Typer(
 release_app = typer.Typer(help="List, show, promote and roll back releases.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
 app.add_typer(cli_audience.app, name="audience")
+app.add_typer(cli_backfill.app)  # `sonder backfill` and `sonder repair`
 app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
 app.add_typer(cli_features.app, name="features")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_jobs.app)  # `sonder submit` and `sonder jobs`
 app.add_typer(cli_forget.app)  # `sonder forget`
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
@@ -371,20 +373,6 @@ def lookalike(
     beside = write_audience(audience, out)
     show_audience(audience.facts)
     typer.echo(f"Wrote {out}: {audience.facts['size']:,} users; {beside} has the reach curve.")
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def submit(
-    command: Annotated[str, typer.Argument(help="build, prepare, train, segment, cluster, score or evaluate")],
-    config: ConfigOption = DEFAULT_CONFIG,
-    overrides: SetOption = None,
-    address: Annotated[str, typer.Option(help="Ray's dashboard address")] = "http://127.0.0.1:8265",
-    follow: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
-) -> None:
-    """Run a command as a Ray job on a running cluster; submitting the same work again attaches to it."""
-    from pipelines.submit import submit as submit_job
-
-    raise SystemExit(submit_job(command, load(config, overrides or ()), address=address, follow=follow))
 
 
 @app.command()

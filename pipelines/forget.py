@@ -23,7 +23,7 @@ from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.redis_store import RedisStore
 from sonder.releases.registry import Registry
 
-SEARCHED = ("history", "releases", "audiences", "uplift", "quarantine", "log", ".staging")
+SEARCHED = ("history", "releases", "backfills", "audiences", "uplift", "quarantine", "log", ".staging")
 
 
 @dataclass
