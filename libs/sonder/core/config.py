@@ -288,6 +288,23 @@ class ServingConfig(Section):
         return store
 
 
+class TrackingConfig(Section):
+    """Who is told of every build, beside the workspace; nobody unless named."""
+
+    mlflow: str | None = Field(None, description="tracking URI of an MLflow server")
+    experiment: str = Field("sonder", min_length=1, description="under which its runs are kept")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _holds_no_password(cls, mlflow: str | None) -> str | None:
+        if mlflow is not None and urlsplit(mlflow).password:
+            raise ValueError(
+                "holds a password, which every release would keep: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return mlflow
+
+
 class SonderConfig(Section):
     """Everything a build depends on."""
 
@@ -305,6 +322,7 @@ class SonderConfig(Section):
     audiences: AudiencesConfig = AudiencesConfig()
     uplift: tuple[UpliftConfig, ...] = ()
     serving: ServingConfig = ServingConfig()
+    tracking: TrackingConfig = TrackingConfig()
     seed: int = 7
 
     @field_validator("scores", mode="before")
@@ -337,7 +355,7 @@ class SonderConfig(Section):
     def digest(self, *sections: str) -> str:
         """16 hex digits over the named sections (if none is named, all that a build depends on)."""
         chosen = sections or tuple(
-            sorted(set(type(self).model_fields) - {"workspace", "audiences", "uplift", "serving"})
+            sorted(set(type(self).model_fields) - {"workspace", "audiences", "uplift", "serving", "tracking"})
         )
         content = {name: self.model_dump(mode="json")[name] for name in chosen}
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
