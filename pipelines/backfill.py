@@ -13,38 +13,29 @@ Limits: a log without real times has no days; attributes and consent are those o
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 import sonder
+from pipelines.backfill_days import Backfill, Progress, day_folder, only_one
 from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from sonder.core import telemetry
-from sonder.core.errors import DataError, InvalidRequest
-from sonder.core.ids import digest_json
-from sonder.core.storage import MANIFEST, Folder, publish, read_manifest
+from sonder.core.errors import InvalidRequest
+from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import Erased, erased_until_us, read_erasures
 from sonder.history.snapshot import read_timelines, read_users
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.profiles.record import iso_time
 from sonder.releases.artefacts import Release, served_release
-from sonder.releases.manifest import describe_files
 from sonder.releases.profiling import Profiler, trained_until_us
 from sonder.releases.registry import Registry
 
-logger = logging.getLogger("sonder")
 PAIRS_AT_ONCE = 2_000  # of a day and a bucket: each is a block of one Ray Data run
-SECONDS_BETWEEN_LINES = 10.0
 _PLACES = 1_000  # buckets are numbered below it
 
 
@@ -68,29 +59,6 @@ class AskedDays:
         return [_midnight_us(self.first + place * step) for place in range(number)]
 
 
-@dataclass(frozen=True)
-class Backfill:
-    """What the days of one backfill share."""
-
-    release: Release
-    snapshot: str
-    target: Folder
-    erased: Erased
-
-    @property
-    def staging(self) -> Folder:
-        """On the target's own file system; another release, log, code or erasure never finds it."""
-        identity = [self.release.id, self.snapshot, sonder.__version__, sorted(self.erased.items()), self.target.uri]
-        name = f"backfill-{digest_json(identity)}"
-        inside = self.target.uri.startswith(self.release.workspace.root.uri)
-        return self.release.workspace.staging(name) if inside else self.target / ".staging" / name
-
-    def is_of(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether a published day came of the same release, log and code."""
-        ours = {"release": self.release.id, "snapshot": self.snapshot, "code_version": sonder.__version__}
-        return all(manifest.get(name) == value for name, value in ours.items())
-
-
 def backfill(
     workspace: Workspace,
     asked: AskedDays,
@@ -109,9 +77,9 @@ def backfill(
     snapshot = _snapshot_reaching(workspace, release, moments_us)
     target = workspace.backfills(release.id) if out is None else out
     job = Backfill(release, snapshot, target, read_erasures(workspace.erasures))
-    with telemetry.stage("backfill", release=release.id, days=len(moments_us)) as counts, _only_one(job):
+    with telemetry.stage("backfill", release=release.id, days=len(moments_us)) as counts, only_one(job):
         pending_us = [moment for moment in moments_us if not _is_there(job, moment, again)]
-        progress = _Progress(job, len(pending_us), trained_until_us(workspace, release))
+        progress = Progress(job, len(pending_us), trained_until_us(workspace, release))
         _write_days(job, pending_us, progress, num_workers)
         job.staging.remove()
         counts |= {"written": len(pending_us), "profiles": progress.profiles}
@@ -126,12 +94,7 @@ def backfill(
     }
 
 
-def day_folder(target: Folder, as_of_us: int) -> Folder:
-    """Folder of the day that begins at a midnight."""
-    return target / f"as_of={iso_time(as_of_us)[:10]}"
-
-
-def _write_days(job: Backfill, moments_us: Sequence[int], progress: _Progress, num_workers: int | None) -> None:
+def _write_days(job: Backfill, moments_us: Sequence[int], progress: Progress, num_workers: int | None) -> None:
     buckets = bucket_numbers(job.release.workspace.history(job.snapshot))
     progress.num_buckets = len(buckets)
     pairs = [place * _PLACES + bucket for place in range(len(moments_us)) for bucket in buckets]
@@ -190,65 +153,6 @@ def known_before(timelines: Timelines, erased: Erased, as_of_us: int) -> Timelin
     return history.take(np.flatnonzero(history.lengths > 0))
 
 
-@dataclass
-class _Progress:
-    """Publishes each day when its last bucket is done, and tells how far it is."""
-
-    job: Backfill
-    num_days: int
-    trained_until_us: dict[str, int]
-    num_buckets: int = 0
-    done: int = 0  # days
-    profiles: int = 0
-    waiting: dict[int, list[Mapping[str, Any]]] = field(default_factory=lambda: defaultdict(list))
-    told: float = field(default_factory=time.perf_counter)
-
-    def add(self, summary: Mapping[str, Any]) -> None:
-        day = self.waiting[summary["as_of_us"]]
-        day.append(summary)
-        self.profiles += summary["profiles"]
-        if len(day) == self.num_buckets:
-            self._publish(summary["as_of_us"], self.waiting.pop(summary["as_of_us"]))
-            self.done += 1
-            logger.info("backfill: %s written, %s profiles, %d of %d days", iso_time(summary["as_of_us"])[:10],
-                        f"{sum(part['profiles'] for part in day):,}", self.done, self.num_days)  # fmt: skip
-            self.told = time.perf_counter()
-        elif time.perf_counter() - self.told > SECONDS_BETWEEN_LINES:
-            waiting = sum(map(len, self.waiting.values()))
-            logger.info("backfill: %d of %d days, %d buckets of others", self.done, self.num_days, waiting)
-            self.told = time.perf_counter()
-
-    def _publish(self, as_of_us: int, parts: Sequence[Mapping[str, Any]]) -> None:
-        staged, final = day_folder(self.job.staging, as_of_us), day_folder(self.job.target, as_of_us)
-        counts = {name: sum(part[name] for part in parts) for name in ("profiles", "cold")}
-        entries = read_manifest(self.job.release.workspace.history(self.job.snapshot))["buckets"]
-        counts["absent"] = sum(int(entry["users"]) for entry in entries) - counts["profiles"]
-        if final.is_published():  # asked to be made anew; the old day was there until the new one was
-            (final / MANIFEST).remove()
-        publish(staged, final, describe_day(self.job, staged, as_of_us, counts, self.trained_until_us))
-
-
-def describe_day(
-    job: Backfill, staged: Folder, as_of_us: int, counts: Mapping[str, int], trained_until: Mapping[str, int]
-) -> dict[str, Any]:
-    """The manifest of a day. Nothing in it depends on when or where it was made."""
-    files = {name: asdict(entry) for name, entry in describe_files(staged).items()}
-    return {
-        "as_of": iso_time(as_of_us),
-        "as_of_us": as_of_us,
-        "release": job.release.id,
-        "snapshot": job.snapshot,
-        "code_version": sonder.__version__,
-        "counts": dict(counts),
-        "models_trained_until": iso_time(max(trained_until.values())),
-        "models_trained_until_by_part": {name: iso_time(until_us) for name, until_us in trained_until.items()},
-        "knows_the_future": max(trained_until.values()) > as_of_us,
-        "attributes_as_of": "snapshot",
-        "files": files,
-        "digest": digest_json(files),
-    }
-
-
 def _is_there(job: Backfill, as_of_us: int, again: bool) -> bool:
     folder = day_folder(job.target, as_of_us)
     if not folder.is_published():
@@ -295,26 +199,3 @@ def _untold(as_of_us: int, first_us: int, end_us: int) -> InvalidRequest:
 def _midnight_us(day: date) -> int:
     moment = datetime(day.year, day.month, day.day, tzinfo=UTC)
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-@contextmanager
-def _only_one(job: Backfill) -> Iterator[None]:
-    """Two backfills of the same days would write the same files; the second is told so."""
-    if not job.staging.is_local:  # object stores have no locks; `sonder submit` gives the same work one job id
-        yield
-        return
-    file = Path(f"{job.staging.path}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(file))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(
-            f"Another process backfills by {job.release.id} into {job.target}",
-            expected="one backfill of a release into a folder at a time",
-            do="Wait for it, or end it; then the same command goes on where it stopped.",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -76,7 +76,7 @@ def repair(
     """Compute stored profiles of some users anew, and write those that differ into the online stores."""
     import orjson
 
-    from pipelines.repair import repair_stores
+    from pipelines.repair_stores import repair_stores
     from pipelines.user_lists import read_user_ids
 
     asked = [*(user or ()), *(() if users is None else read_user_ids(users).to_list())]

@@ -51,22 +51,13 @@ def submit(
 def list_jobs(address: AddressOption = DEFAULT_ADDRESS) -> None:
     """Sonder's jobs that the cluster remembers, oldest first."""
     from pipelines.jobs import connect, sonder_jobs
-    from pipelines.terminal import show_rows
 
-    rows = [
-        {
-            "job": job.id,
-            "command": job.command,
-            "status": job.status.lower(),
-            "started": _time(job.started_ms),
-            "seconds": _seconds(job.started_ms, job.ended_ms),
-        }
-        for job in sonder_jobs(connect(address))
-    ]
-    if not rows:
+    found = sonder_jobs(connect(address))
+    for job in found:  # a line each, whole: ids are there to be copied
+        seconds = _seconds(job.started_ms, job.ended_ms)
+        typer.echo(f"{_time(job.started_ms):<20}  {job.status.lower():<10} {seconds:>7} s  {job.id}  {job.command}")
+    if not found:
         typer.echo("No job yet. `sonder submit COMMAND` makes one.")
-        return
-    show_rows("Jobs", rows)
 
 
 @jobs_app.command("logs")
@@ -100,12 +91,12 @@ def stop_job(
         typer.echo("The same `sonder submit` goes on where it stopped.")
 
 
-def _time(at_ms: int | None) -> str | None:
-    return None if not at_ms else datetime.fromtimestamp(at_ms / 1e3, tz=UTC).isoformat(timespec="seconds")
+def _time(at_ms: int | None) -> str:
+    return "" if not at_ms else datetime.fromtimestamp(at_ms / 1e3, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _seconds(started_ms: int | None, ended_ms: int | None) -> str | None:
+def _seconds(started_ms: int | None, ended_ms: int | None) -> str:
     if not started_ms:
-        return None
+        return ""
     until_ms = ended_ms or datetime.now(tz=UTC).timestamp() * 1e3
     return f"{(until_ms - started_ms) / 1e3:,.0f}"

@@ -7,6 +7,7 @@ A follower that loses the connection, or that is interrupted, leaves the job alo
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ def connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # its client tells of packages and sockets
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:

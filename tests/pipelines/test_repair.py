@@ -17,7 +17,8 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.repair import Repair, RepairedUser, nobody_refreshes
+from pipelines.repair import Repair, RepairedUser
+from pipelines.repair_stores import nobody_refreshes
 from sonder.core.errors import InvalidRequest, NotFound
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import record_erasure

@@ -157,6 +157,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A cluster of one node with ports, a folder and a token of its own: the machine may run another Ray."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "180")  # on a busy machine
     ray = str(Path(sys.executable).parent / "ray")
     port, dashboard, agent, client = free_ports(4)
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # short, for socket paths
