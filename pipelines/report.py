@@ -100,6 +100,9 @@ def _content(
         missing["clusters"] = "too few users have a vector to be clustered"
     if not has_interests:
         missing["interests"] = "no user has an event that says what it wants of a trained item"
+    stability = results["stability"]
+    if stability["reason"] is not None:
+        missing["stability"] = f"{stability['reason'][0].upper()}{stability['reason'][1:]}."
     reach = illustrate_reach(
         config,
         history,
@@ -129,6 +132,7 @@ def _content(
         config_digest=config.digest(),
         affinity=_affinity(target, results["evaluate"]) if has_interests else None,
         reach=None if isinstance(reach, str) else reach,
+        stability=stability if stability["reason"] is None else None,
     )
 
 

@@ -7,6 +7,7 @@ a worker that dies is replaced up to three times. `encoder.num_workers: [least, 
 and starts again from the newest checkpoint when workers come or go.
 `encoder.parent` names a release: training goes on from its weights, for a tenth of the epochs that it took from
 nothing (`sonder.encoder.growth`).
+What was trained is then turned onto the space of the release that it follows (`pipelines.align`).
 Limits: with `num_workers=0` the same loop runs inside the calling process, without Ray and without resuming.
 """
 
@@ -25,6 +26,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from pipelines.align import align_onto
 from pipelines.ray_runtime import ensure_ray, worker_errors
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
@@ -59,10 +61,12 @@ def train_encoder(
     *,
     cutoff_us: int | None,
     num_workers: int | tuple[int, int] | None = None,
+    follows: str | None = None,
 ) -> dict[str, Any]:
     """Train on the events before the cutoff (None: leave-one-out), write the encoder to `target` -> how it went.
 
-    `num_workers` overrides the configuration; 0 trains in this process.
+    `num_workers` overrides the configuration; 0 trains in this process. `follows` is the release whose space the
+    vectors shall lie in; None: whose weights the training goes on from, if any.
     """
     num_workers = config.encoder.num_workers if num_workers is None else num_workers
     most_workers = num_workers if isinstance(num_workers, int) else num_workers[1]
@@ -102,9 +106,15 @@ def train_encoder(
             result = trainer.fit()
         with result.checkpoint.as_directory() as directory:
             state = load_state(Folder.at(directory), only=FOR_ENCODER)
-        metrics = _metrics(state, config)
         vocabulary = Vocabulary.load(Workspace.at(config.workspace).items(snapshot))
-        save_encoder(state.encoder(item_content(vocabulary)), target, metrics=metrics)
+        encoder, alignment = align_onto(
+            state.encoder(item_content(vocabulary)),
+            vocabulary,
+            Workspace.at(config.workspace),
+            follows or config.encoder.parent,
+        )
+        metrics = _metrics(state, config) | {"alignment": alignment}
+        save_encoder(encoder, target, metrics=metrics)
         (storage / name).remove()
         counts |= {"epochs": metrics["epochs"], "best_epoch": metrics["best_epoch"]}
     return metrics

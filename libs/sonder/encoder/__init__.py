@@ -10,5 +10,6 @@ optimiser       AdamW, dense or of the touched rows alone, and the running avera
 training        the epoch loop: validation, early stopping, resumable state, one or many workers
 inference       histories -> one unit vector per user, in batch and online alike
 growth          an encoder meets a newer catalogue: new items at once, or the weights to train on from
+alignment       a retrain is turned onto its parent's space, so that what was learnt on old vectors reads new ones
 artefact        the trained encoder as safetensors + JSON
 """

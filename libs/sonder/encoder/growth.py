@@ -43,7 +43,7 @@ def grown(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> tuple[
     weights know.
     """
     content = item_content(vocabulary, like=encoder.content)
-    rows_I = _matched(vocabulary.item_ids, known.item_ids)
+    rows_I = places_of(vocabulary.item_ids, known.item_ids)
     weights = dict(encoder.model.state_dict())
     if not content.shape.num_id_rows:
         nothing = torch.zeros(vocabulary.num_items + 1, encoder.spec.dim)
@@ -56,6 +56,7 @@ def grown(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> tuple[
         content=content,
         popularity=np.where(has_row, encoder.popularity[rows_I], 0.0),
         half_life_us=encoder.half_life_us,
+        rotation=encoder.rotation_DD,
     )
     return over, replace(known, items=vocabulary.items)
 
@@ -103,7 +104,7 @@ def _item_rows(parent: Encoder, known: Vocabulary, vocabulary: Vocabulary, spec:
         return np.full((now or vocabulary.num_items) + 1, -1)
     if now:
         return np.arange(now + 1)
-    rows_I = _matched(vocabulary.item_ids, known.item_ids)
+    rows_I = places_of(vocabulary.item_ids, known.item_ids)
     return np.append(np.where(parent.trained_items[rows_I] & (rows_I >= 0), rows_I, -1), -1)
 
 
@@ -121,7 +122,7 @@ def _named_rows(before: tuple[str, ...], now: tuple[str, ...]) -> NDArray[np.int
     return np.asarray([*(places.get(name, -1) for name in now), -1], dtype=np.int64)
 
 
-def _matched(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]:
+def places_of(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]:
     """Place of each id among others, -1 where it is not."""
     places = pl.DataFrame({"id": pl.Series(among)}).with_row_index("place")
     found = pl.DataFrame({"id": pl.Series(ids)}).join(places, on="id", how="left", maintain_order="left")["place"]

@@ -82,22 +82,11 @@ class UserEncoder(nn.Module):
         return self.temperature * self.popularity * log_shares_I
 
     def forward(self, batch: Batch, items_BTD: Tensor | None = None) -> Tensor:
-        """Unit states -> [B, T, D]. Training hands in the rows of the items, gathered together with the targets'."""
+        """Unit states -> [B, T, D]. Training hands in the rows of the items, gathered together with the targets'.
+
+        The newest ones alone, without padding and without dropout: sonder.encoder.newest.
+        """
         items_BTD = self.item_rows(batch.items_BT) if items_BTD is None else items_BTD
-        x_BTD = self._through_blocks(batch, items_BTD, None)
-        if self.recall is not None:
-            x_BTD = x_BTD / self.scale + self.recall(x_BTD, items_BTD, batch.actions_BT)
-        return functional.normalize(x_BTD, dim=-1)
-
-    def newest_states(self, batch: Batch, newest_B: Tensor) -> Tensor:
-        """Unit states at one position of each segment -> [B, D]: in the last block nothing else is computed."""
-        if self.recall is not None:  # reads every state
-            states_BTD: Tensor = self(batch)
-            return states_BTD[torch.arange(len(newest_B), device=newest_B.device), newest_B]
-        return functional.normalize(self._through_blocks(batch, self.item_rows(batch.items_BT), newest_B), dim=-1)
-
-    def _through_blocks(self, batch: Batch, items_BTD: Tensor, newest_B: Tensor | None) -> Tensor:
-        """States before recall -> [B, T, D], or [B, D] at the positions that are named."""
         x_BTD = items_BTD + self.actions(batch.actions_BT)
         if self.surfaces is not None:
             x_BTD = x_BTD + self.surfaces(batch.surfaces_BT)
@@ -108,12 +97,12 @@ class UserEncoder(nn.Module):
         x_BTD = drop(x_BTD * self.scale, self.dropout, self.training)
         cos_sin = _rotations(x_BTD.shape[1], self.blocks[0].head_dim, x_BTD.device)  # type: ignore[arg-type]
         with torch.autocast(x_BTD.device.type, torch.bfloat16, enabled=self.casts):
-            *others, last = self.blocks
-            for block in others:
+            for block in self.blocks:
                 x_BTD = block(x_BTD, cos_sin)
-            x = last(x_BTD, cos_sin) if newest_B is None else last.at(x_BTD, cos_sin, newest_B)  # type: ignore[operator]
-        states: Tensor = self.norm(x)
-        return states
+        x_BTD = self.norm(x_BTD)
+        if self.recall is not None:
+            x_BTD = x_BTD / self.scale + self.recall(x_BTD, items_BTD, batch.actions_BT)
+        return functional.normalize(x_BTD, dim=-1)
 
     def item_rows(self, items: Tensor, *, forgets: bool = False) -> Tensor:
         """What is learnt about each item alone, plus what is learnt about its content -> [..., D].
@@ -224,25 +213,14 @@ class Block(nn.Module):
         q_BHTd, k_BHTd, v_BHTd = _rotate(qkv[0], cos_sin), _rotate(qkv[1], cos_sin), qkv[2]
         mixed = functional.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, is_causal=True)
         mixed_BTD = self.mix(mixed.transpose(1, 2).reshape(B, T, D))
-        return self._feed(x_BTD + drop(mixed_BTD, self.dropout, self.training))
+        x_BTD = x_BTD + drop(mixed_BTD, self.dropout, self.training)
+        return x_BTD + drop(self.feed(x_BTD), self.dropout, self.training)
 
-    def at(self, x_BTD: Tensor, cos_sin: tuple[Tensor, Tensor], newest_B: Tensor) -> Tensor:
-        """What `forward` gives at one position of each segment -> [B, D], without dropout: a fifth of its work."""
-        B, T, D = x_BTD.shape
-        normed_BTD, rows = self.attention_norm(x_BTD), torch.arange(B, device=newest_B.device)
-        to_q, to_kv = torch.split(self.qkv.weight, [D, 2 * D])
-        q_BHd = functional.linear(normed_BTD[rows, newest_B], to_q).view(B, self.num_heads, self.head_dim)
-        kv = functional.linear(normed_BTD, to_kv).view(B, T, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        cos, sin = (table[newest_B][:, None, None] for table in cos_sin)
-        is_older_BT = torch.arange(T, device=newest_B.device) <= newest_B[:, None]
-        mixed = functional.scaled_dot_product_attention(
-            _rotate(q_BHd[:, :, None], (cos, sin)), _rotate(kv[0], cos_sin), kv[1], attn_mask=is_older_BT[:, None, None]
-        )
-        return self._feed(x_BTD[rows, newest_B] + self.mix(mixed.reshape(B, D)))
-
-    def _feed(self, x: Tensor) -> Tensor:
+    def feed(self, x: Tensor) -> Tensor:
+        """Gated feed-forward of norm(x)."""
         gate, up = self.gate_up(self.feed_norm(x)).chunk(2, dim=-1)
-        return x + drop(self.down(functional.silu(gate) * up), self.dropout, self.training)
+        fed: Tensor = self.down(functional.silu(gate) * up)
+        return fed
 
 
 def drop(x: Tensor, share: float, is_training: bool) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from sonder.encoder.batching import Tokens, tokenise
 from sonder.encoder.inference import embed_tokens
 from sonder.encoder.model import UserEncoder
+from sonder.encoder.newest import NewestStates
 from sonder.encoder.peers import Peers
 from sonder.encoder.specification import EncoderSpec
 from sonder.history.cutoffs import Split
@@ -75,7 +76,9 @@ def top_of_exam(
     model: UserEncoder, spec: EncoderSpec, exam: Exam, is_trained_I: NDArray[np.bool_], log_shares_I: Tensor
 ) -> NDArray[np.int64]:
     """The ten best items of each held-out user [V, 10]; -1 where a list is shorter."""
-    queries_VD = torch.from_numpy(embed_tokens(model, spec, exam.tokens)).to(model.device)
+    queries_VD = torch.from_numpy(embed_tokens(NewestStates(model, spec.max_length), spec, exam.tokens)).to(
+        model.device
+    )
     hidden_I, log_shares_I = torch.from_numpy(~is_trained_I).to(model.device), log_shares_I.to(model.device)
     best_VK = torch.full((len(queries_VD), TOP), -torch.inf, device=model.device)
     top_VK = torch.full((len(queries_VD), TOP), -1, dtype=torch.int64, device=model.device)

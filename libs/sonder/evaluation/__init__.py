@@ -19,6 +19,8 @@ ranked_rows     statistics of an order, for a sample and its resamples alike
 calibration_error  ECE, and what it is by chance
 resampling      the bootstrap over users
 lookalikes      how well an audience grown from seeds finds seeds that it did not see, and its reach curve
+stability       how far a release moved from its parent: vectors, neighbours, segments, scores
+stability_view  the same as the report's rows
 truth           agreement with the synthetic world's own truth
 report_content  all that a report shows, as plain frozen data
 report          one self-contained HTML page and metrics.json

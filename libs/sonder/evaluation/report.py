@@ -48,6 +48,7 @@ from sonder.evaluation.report_facts import (
     verdict,
 )
 from sonder.evaluation.score_pages import score_view
+from sonder.evaluation.stability_view import stability_view
 
 PAGE, METRICS = "index.html", "metrics.json"
 _UNBREAKABLE = re.compile(r"(\d{4}-\d{2}-\d{2}|\d[\d.,]* %)")
@@ -66,6 +67,7 @@ CONTENTS = (
     ("lifecycle", "Lifecycle"),
     ("clusters", "Clusters"),
     ("scores", "Scores"),
+    ("stability", "Stability"),
     ("lookalike", "Lookalikes"),
     ("map", "Map"),
     ("interests", "Interests"),
@@ -132,6 +134,7 @@ def render(content: ReportContent) -> str:
         **_lifecycle(content),
         clusters=_clusters(content.clusters),
         scores=[score_view(facts) for facts in content.scores],
+        stability=None if content.stability is None else stability_view(content.stability),
         reach=None if content.reach is None else reach_view(content.reach),
         map=_map(content.embedding),
         **_interests(content),

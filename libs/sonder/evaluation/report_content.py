@@ -1,8 +1,9 @@
 """All that a report shows, as plain frozen data: whoever ran the steps fills it, `report.write_report` only draws.
 
 Nothing here has a default that could pass for a measurement. What a build did not make is None, and `missing` says
-why under the section's name (`retrieval`, `lifecycle`, `growth`, `clusters`, `lookalike`, `embedding`, `interests`,
-`stories`); a score says it itself. Dates are strings as they shall be read (`2011-12-09`), shares lie in [0, 1].
+why under the section's name (`retrieval`, `lifecycle`, `growth`, `clusters`, `stability`, `lookalike`, `embedding`,
+`interests`, `stories`); a score says it itself. Dates are strings as they shall be read (`2011-12-09`), shares lie in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -221,6 +222,7 @@ class ReportContent:
     config_digest: str
     affinity: AffinityFacts | None = None
     reach: ReachFacts | None = None
+    stability: Mapping[str, Any] | None = None  # report/stability.json of a build that has a parent
 
     @property
     def metrics(self) -> dict[str, float]:

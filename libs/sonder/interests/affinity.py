@@ -120,13 +120,23 @@ def affinity_table(
             do="Build the release again.",
         )
     history = timelines.before(as_of_us)
-    tables = [
-        _level_table(history, vocabulary, taxonomy, model, level, as_of_us, max_affinities)
+    levels = [
+        _level_rows(history, vocabulary, taxonomy, model, level, as_of_us, max_affinities)
         for level in range(taxonomy.num_levels)
     ]
-    rows = np.concatenate([np.zeros(0, np.int64), *(users for users, _ in tables)])
-    table = pa.concat_tables([AFFINITY_SCHEMA.empty_table(), *(table for _, table in tables)])
-    return table.take(pa.array(np.argsort(rows, kind="stable"))).combine_chunks()
+    if not levels:
+        return AFFINITY_SCHEMA.empty_table()
+    rows = {name: np.concatenate([level[name] for level in levels]) for name in levels[0]}
+    order = np.argsort(rows["user_row"], kind="stable")
+    rows = {name: column[order] for name, column in rows.items()}
+    names = pa.array([name for level in model.levels for name in level.names], pa.string())
+    columns = {
+        **{field.name: pa.array(rows[field.name], field.type) for field in AFFINITY_SCHEMA if field.name in rows},
+        "user_id": history.user_ids.take(pa.array(rows["user_row"])),
+        "category": names.take(pa.array(rows["category_code"])),
+        "last_at": pa.array(rows["last_us"]).cast(TIMESTAMP_TYPE),
+    }
+    return pa.Table.from_arrays([columns[name] for name in AFFINITY_SCHEMA.names], schema=AFFINITY_SCHEMA)
 
 
 def evidence_of(
@@ -134,7 +144,7 @@ def evidence_of(
 ) -> Evidence:
     """Sum up the events of users (cut before `as_of` by the caller) by category; only shown actions say nothing."""
     weights_N = vocabulary.weight_of(history.actions).astype(np.float64)
-    codes_N = np.append(codes_I, np.int32(-1))[history.items].astype(np.int64)  # an unknown item reads the last
+    codes_N = np.where(history.items >= 0, codes_I.take(history.items, mode="clip"), -1).astype(np.int64)
     is_said = (weights_N != 0) & (codes_N >= 0)
     codes_N, weights_N, times_us = codes_N[is_said], weights_N[is_said], history.times_us[is_said]
     num_categories = int(codes_I.max(initial=0)) + 1
@@ -202,7 +212,7 @@ def strengths(shares_P: NDArray[np.float64], population_P: NDArray[np.float64], 
     return np.where(is_disliked, -size, size)
 
 
-def _level_table(
+def _level_rows(
     history: Timelines,
     vocabulary: Vocabulary,
     taxonomy: Taxonomy,
@@ -210,8 +220,8 @@ def _level_table(
     level: int,
     as_of_us: int,
     max_affinities: int,
-) -> tuple[NDArray[np.int64], pa.Table]:
-    """Rows of users, and their table, for one level."""
+) -> dict[str, NDArray[Any]]:
+    """The columns of one level, by user and rank; users as rows, categories counted through all levels."""
     fitted = model.levels[level]
     evidence = evidence_of(
         history, vocabulary, taxonomy.codes_LI[level], as_of_us=as_of_us, half_life_days=model.half_life_days
@@ -222,21 +232,19 @@ def _level_table(
     kept = _first(evidence.users, -np.abs(strength), max_affinities)[0]
     order, ranks = _first(evidence.users[kept], -strength[kept], max_affinities)
     kept = kept[order]
-    users = evidence.users[kept]
-    columns = [
-        history.user_ids.take(pa.array(users)),
-        pa.array(np.full(len(kept), level + 1), pa.int8()),
-        pa.array(ranks, pa.int16()),
-        pa.array(fitted.names, pa.string()).take(pa.array(evidence.categories[kept])),
-        pa.array(shares[kept], pa.float32()),
-        pa.array(population[kept], pa.float32()),
-        pa.array(shares[kept] / np.maximum(population[kept], EPSILON), pa.float32()),
-        pa.array(strength[kept], pa.float32()),
-        pa.array(evidence.wanted[kept], pa.float32()),
-        pa.array(evidence.unwanted[kept], pa.float32()),
-        pa.array(evidence.last_us[kept]).cast(TIMESTAMP_TYPE),
-    ]
-    return users, pa.Table.from_arrays(columns, schema=AFFINITY_SCHEMA)
+    return {
+        "user_row": evidence.users[kept],
+        "category_code": evidence.categories[kept] + sum(len(above.names) for above in model.levels[:level]),
+        "level": np.full(len(kept), level + 1),
+        "rank": ranks,
+        "share": shares[kept],
+        "population_share": population[kept],
+        "lift": shares[kept] / np.maximum(population[kept], EPSILON),
+        "strength": strength[kept],
+        "evidence": evidence.wanted[kept],
+        "against": evidence.unwanted[kept],
+        "last_us": evidence.last_us[kept],
+    }
 
 
 def _first(

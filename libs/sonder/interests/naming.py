@@ -76,7 +76,7 @@ class _Counted:
 class Naming:
     """What the names are made of; made once for a catalogue, then used for any number of users."""
 
-    items: pl.DataFrame  # item_id, title, category; row i is item_index i
+    labels: pl.Series  # [I] title of each item, its id where it has none
     categories_I: NDArray[np.int64]  # code of each item's category in `categories`, -1 without one
     category_names: NDArray[np.object_]  # sorted
     levels: _OfItems  # each category that holds an item, and how deep it lies
@@ -104,7 +104,8 @@ class Naming:
         category_names, codes[held] = np.unique(
             items[Col.CATEGORY].drop_nulls().to_numpy().astype(object), return_inverse=True
         )
-        return cls(items, codes, category_names, levels, words, idf, readable)
+        labels = items.select(pl.coalesce(Col.TITLE, Col.ITEM_ID))[Col.TITLE]
+        return cls(labels, codes, category_names, levels, words, idf, readable)
 
     def categories(
         self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], medoids_C: NDArray[np.int64]
@@ -126,20 +127,21 @@ class Naming:
         users_C: NDArray[np.int64],
     ) -> pa.Array:
         """Name of each cluster [C], never null; `users_C` is the user of each."""
-        frame = (
-            self.items[medoids_C]
-            .select(
+        frame = pl.DataFrame(
+            [
                 pl.Series("user", users_C),
                 self._shared_category(clusters_P, items_P, len(medoids_C)),
                 self._shared_words(clusters_P, items_P, len(medoids_C)),
-                pl.coalesce(Col.TITLE, Col.ITEM_ID).alias("medoid"),
-            )
-            .with_columns(detail=pl.coalesce("words", "medoid"))
-            .with_columns(name=pl.coalesce("category", "detail"))
+                self.labels.gather(medoids_C).alias("medoid"),
+            ]
         )
-        is_repeated = pl.struct("user", "name").is_duplicated() & pl.col("category").is_not_null()
-        named = pl.when(is_repeated).then(pl.col("name") + ADDITION + pl.col("detail")).otherwise("name")
-        return frame.select(named)["name"].to_arrow().cast(pa.string())
+        detail = pl.coalesce("words", "medoid")
+        name = pl.coalesce("category", detail)
+        is_repeated = pl.struct("user", name.alias("name")).is_duplicated() & pl.col("category").is_not_null()
+        named = pl.when(is_repeated).then(name + ADDITION + detail).otherwise(name).alias("name")
+        return (
+            frame.select(named)["name"].to_arrow().cast(pa.string())
+        )  # one query: each costs more than a few users do
 
     def _shared_category(
         self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], num_clusters: int

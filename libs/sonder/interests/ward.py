@@ -103,12 +103,14 @@ def cluster_interests(
     as_of_us: int,
     config: InterestsConfig,
     naming: Naming | None = None,
+    is_known_I: NDArray[np.bool_] | None = None,
 ) -> pa.Table:
     """Interests of every user with any -> INTEREST_SCHEMA, users in their order, strongest interest first.
 
-    `naming` is of the same vocabulary; made here for `as_of` if none is given, which reads the whole catalogue.
+    `naming` is of the same vocabulary and `is_known_I` (derive.is_known_vector) of the same vectors; made here if none
+    is given, which reads the whole catalogue.
     """
-    found = find_interests(timelines, vectors_ID, vocabulary, as_of_us=as_of_us, config=config)
+    found = find_interests(timelines, vectors_ID, vocabulary, as_of_us=as_of_us, config=config, is_known_I=is_known_I)
     naming = naming or Naming.of(vocabulary, as_of_us=as_of_us)
     kept, users_C, medoids_C = found.kept, found.users, found.medoids
     clusters_P, items_P = _renumbered(found.clusters_P, found.items_P, kept)
@@ -134,12 +136,14 @@ def find_interests(
     *,
     as_of_us: int,
     config: InterestsConfig,
+    is_known_I: NDArray[np.bool_] | None = None,
 ) -> FoundInterests:
     """Interests of every user with any, without their names: what is known of them by number."""
     config = derive_config(config, vectors_ID, vocabulary, as_of_us=as_of_us)
     assert config.merge_distance is not None
     assert config.half_life_days is not None
-    pairs = _pairs(timelines, vectors_ID, vocabulary, as_of_us, config.max_events, config.half_life_days)
+    is_known_I = is_known_vector(vectors_ID) if is_known_I is None else is_known_I
+    pairs = _pairs(timelines, is_known_I, vocabulary, as_of_us, config.max_events, config.half_life_days)
     clusters_P = ward_clusters(pairs.users, pairs.items, vectors_ID, config.merge_distance)
     medoids_C = _medoids(clusters_P, pairs, vectors_ID)
     users_C = pairs.users[np.unique(clusters_P, return_index=True)[1]]
@@ -192,7 +196,7 @@ def _renumbered(
 
 def _pairs(
     timelines: Timelines,
-    vectors_ID: NDArray[np.float32],
+    is_known_I: NDArray[np.bool_],
     vocabulary: Vocabulary,
     as_of_us: int,
     max_events: int,
@@ -200,9 +204,9 @@ def _pairs(
 ) -> _Pairs:
     """Wanted events before `as_of`, and the distinct items of each user's newest `max_events` of them."""
     history = timelines.before(as_of_us)
-    has_vector = np.append(is_known_vector(vectors_ID), False)  # index -1, an unknown item, reads the last
-    history = history.keep((vocabulary.weight_of(history.actions) > 0) & has_vector[history.items])
-    num_items = len(vectors_ID)
+    has_vector_N = (history.items >= 0) & is_known_I.take(history.items, mode="clip")
+    history = history.keep((vocabulary.weight_of(history.actions) > 0) & has_vector_N)
+    num_items = len(is_known_I)
     keys, pair_N = np.unique(history.user_rows * num_items + history.items, return_inverse=True)
     is_clustered = np.zeros(len(keys), dtype=np.bool_)
     is_clustered[pair_N[history.ages < max_events]] = True

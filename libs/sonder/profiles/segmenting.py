@@ -6,6 +6,7 @@ Shapes: U users, I items, D width. All that was trained or derived is held; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from sonder.core.config import InterestsConfig
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.interests.affinity import AffinityModel, affinity_table
+from sonder.interests.derive import is_known_vector
 from sonder.interests.naming import Naming
 from sonder.interests.taxonomy import Taxonomy
 from sonder.interests.ward import cluster_interests
@@ -42,6 +44,11 @@ class Segmenter:
     affinity: AffinityModel
     thresholds: LifecycleThresholds
 
+    @cached_property
+    def is_known_I(self) -> NDArray[np.bool_]:
+        """Items with a vector: found once, for it reads the whole catalogue."""
+        return is_known_vector(self.vectors_ID)
+
     def segment(self, timelines: Timelines, *, as_of_us: int) -> SegmentedTables:
         """From the events before `as_of`; a user may be absent from interests and affinities."""
         return SegmentedTables(
@@ -52,6 +59,7 @@ class Segmenter:
                 as_of_us=as_of_us,
                 config=self.interests,
                 naming=self.naming,
+                is_known_I=self.is_known_I,
             ),
             segments=lifecycle_table(timelines, as_of_us=as_of_us, thresholds=self.thresholds),
             affinities=affinity_table(

@@ -46,15 +46,6 @@ def test_padding_changes_no_state(model, spec, make_timelines):
     np.testing.assert_allclose(padded.numpy(), alone.numpy(), atol=1e-6)
 
 
-def test_the_newest_state_alone_is_the_one_that_all_of_them_hold(model, spec, make_timelines):
-    tokens = tokenise(make_timelines([[1, 2, 3], [4, 5, 6, 7, 8, 9, 1], [2]]), spec)
-    batch = collate(tokens, spec, np.array([0, 3, 10]), np.array([3, 10, 11]))
-    newest = torch.tensor([2, 6, 0])
-    with torch.no_grad():
-        every, alone = model(batch), model.newest_states(batch, newest)
-    torch.testing.assert_close(alone, every[torch.arange(3), newest], atol=1e-6, rtol=1e-5)
-
-
 def test_a_click_and_a_hide_of_the_same_item_differ(model, spec, make_timelines):
     wanted = states(model, spec, make_timelines([[1, 2]], actions=[[0, 0]]), 0, 2)
     hidden = states(model, spec, make_timelines([[1, 2]], actions=[[0, 1]]), 0, 2)

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -137,7 +138,32 @@ def content_of(word: str) -> ReportContent:
         config_digest="0" * 16,
         affinity=AffinityFacts([(word, 0.25, 7, 3)], [QUALITY], is_learned=True, horizon_days=12),
         reach=replace(REACH, action=word),
+        stability=stability_of(word),
     )
+
+
+def stability_of(word: str) -> dict[str, Any]:
+    """What pipelines.stability writes of a build with a parent."""
+    moved = {"users": 90, "mean": 0.8, "quantiles": {"p05": 0.41, "p50": 0.87}, "moved": 0.25}
+    overlap = {"users": 90, "candidates": 500, "share": 0.62, "by_chance": 0.1}
+    psi = {"psi": 0.31, "users": [90, 90], "mean": [0.125, 0.5]}
+    return {
+        "parent": word,
+        "users": 90,
+        "moment": "2011-11-09T00:00:00Z",
+        "as_of": "2011-12-09T00:00:00Z",
+        "metrics": {
+            "stability.shared_items": 480.0,
+            "stability.item_alignment_cosine": 0.91,
+            "stability.item_alignment_cosine_raw": 0.02,
+        },
+        "movement": {"same_moment": moved, "raw": {**moved, "quantiles": {"p05": -0.3, "p50": -0.1}}},
+        "overlap": {"neighbour_overlap_at_50": overlap},
+        "churn": {"cluster_churn": {"users": 90, "share": 0.2, "moves": [[word, "4", 18]]}},
+        "scores": {word: {"score_psi": psi}},
+        "audiences": {word: {"before": 40, "after": 50, "both": 30, "share": 0.5}},
+        "audiences_not_compared": {word: word},
+    }
 
 
 class Elements(HTMLParser):
@@ -277,6 +303,21 @@ def test_a_story_tells_leanings_with_share_and_lift_and_what_the_user_agreed_to(
 
 def told_of(content: ReportContent) -> str:
     return re.sub(r"\s+", " ", " ".join(Elements(render(content)).text)).replace(" .", ".")
+
+
+def test_what_moved_since_the_parent_says_what_was_compared() -> None:
+    content = content_of("word")
+    text = told_of(content)
+    assert "90 users of this release and of its parent word" in text
+    assert "both read the events before 2011-11-09" in text
+    assert "by 480 items that both releases have learnt: mean cosine 0.910, before 0.020" in text
+    assert "Training alone 0.870 0.410 25.0 %" in text
+    assert "as published 90 20.0 % word to 4 18" in text
+    assert "not measured 0.310 another population 0.125 to 0.500" in text
+    assert "40 then, 50 now 50.0 % 30 in both" in text
+    assert "width:0.00%" in render(content)  # a negative cosine has no bar, not a broken one
+    first = replace(content, stability=None, missing={"stability": "No release is served yet."})
+    assert "No release is served yet." in told_of(first)
 
 
 def test_what_was_not_made_is_said_with_its_reason() -> None:
