@@ -36,6 +36,7 @@ READ_A_RELEASE = ("backfill", "repair", "lookalike", "audience refresh", "target
 COMMANDS = (*READ_THE_LOG, *READ_A_RELEASE)
 CONFIG_FILE = "sonder.yaml"  # in the job's folder
 MOST_BYTES = 64 << 20  # of a file that travels
+CONFIG_FILES = ("consumers",)  # keys of the configuration that name a small file, where it has them
 _WRITTEN = ("out", "json_file")  # parameters that name what is written
 
 
@@ -56,7 +57,8 @@ class Work:
     @cached_property
     def content(self) -> dict[str, Any]:
         """The configuration of the job."""
-        return absolute_paths(self.config)
+        named = {name: _place(name, file) for name, file in _config_files(self.config).items()}
+        return {**absolute_paths(self.config), **named}
 
     @cached_property
     def name(self) -> str:
@@ -102,6 +104,7 @@ def read_work(words: Sequence[str], config: Path, overrides: Sequence[str] = ())
         else:
             arguments += [word for one in values if one is not None for word in (parameter.opts[0], one)]
     resolved = load(context.params["config"], context.params["overrides"] or ())
+    files |= {_place(name, file): _small(file) for name, file in _config_files(resolved).items()}
     return Work(command, (*arguments, *(("--", *positional) if positional else ())), files, resolved)
 
 
@@ -136,15 +139,31 @@ def _told(parameter: Any, value: Any, files: dict[str, Path]) -> str | None:
         return str(value)
     if not value.is_file():
         raise DataError(f"No file at {value}", expected=f"what `{parameter.name}` of the command reads")
-    if value.stat().st_size > MOST_BYTES:
+    files[_place(parameter.name, value)] = _small(value)
+    return _place(parameter.name, value)
+
+
+def _place(name: str, file: Path) -> str:
+    """Of a file in the job's folder."""
+    return f"inputs/{name}/{file.name}"
+
+
+def _small(file: Path) -> Path:
+    size_bytes = file.stat().st_size
+    if size_bytes > MOST_BYTES:
         raise DataError(
-            f"{value} has {value.stat().st_size / 2**20:,.0f} MiB",
+            f"{file} has {size_bytes / 2**20:,.0f} MiB",
             expected=f"a file of {MOST_BYTES / 2**20:.0f} MiB at most: it travels with the job",
             do="Run the command on the cluster itself, or split the list.",
         )
-    name = f"inputs/{parameter.name}/{value.name}"
-    files[name] = value
-    return name
+    return file
+
+
+def _config_files(config: SonderConfig) -> dict[str, Path]:
+    """Small files that the configuration names, by key; one that is not there is the job's to complain of."""
+    content = config.model_dump()
+    named = {name: Path(str(content[name])) for name in CONFIG_FILES if content.get(name)}
+    return {name: file for name, file in named.items() if file.is_file()}
 
 
 def absolute_paths(config: SonderConfig) -> dict[str, Any]:

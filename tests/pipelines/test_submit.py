@@ -77,6 +77,16 @@ def test_a_small_file_travels_and_what_is_written_is_named_by_its_whole_path(con
         read_work(["repair", "huge.txt"], config)
 
 
+def test_a_small_file_that_the_configuration_names_travels_too(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.job_work.CONFIG_FILES", ("workspace", "no such key"))  # any key with a file
+    work = read_work(["build"], config, ["workspace=seeds.txt"])
+    assert work.content["workspace"] == "inputs/workspace/seeds.txt"
+    work.write_files(tmp_path / "job")
+    assert (tmp_path / "job" / "inputs" / "workspace" / "seeds.txt").is_file()
+
+
 def test_the_name_follows_the_work(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name(*words: str, overrides: tuple[str, ...] = ()) -> str:
         return read_work(words, config, overrides).name
