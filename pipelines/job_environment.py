@@ -41,15 +41,15 @@ def interpreter(address: str) -> str:
     return sys.executable if is_this_machine(address) else "python"
 
 
-def runtime_environment(folder: Path, install: Install) -> dict[str, Any]:
-    """Ray's runtime environment of a job that runs in `folder`."""
+def runtime_environment(folder: Path, install: Install, *, tells_mlflow: bool = False) -> dict[str, Any]:
+    """Ray's runtime environment of a job that runs in `folder`; `tells_mlflow`: which needs the extra `mlflow`."""
     variables = {"RAY_TRAIN_METRICS_ENABLED": "0", **{name.upper(): value for name, value in carrier().items()}}
     environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": variables}
     if install != "nothing":
         environment["py_modules"] = code_folders()
         environment["excludes"] = ["**/__pycache__/", "*.pyc"]
     if install == "all":
-        environment["pip"] = {"packages": locked_packages(), "pip_check": False}
+        environment["pip"] = {"packages": locked_packages(tells_mlflow=tells_mlflow), "pip_check": False}
     return environment
 
 
@@ -59,21 +59,21 @@ def code_folders() -> list[str]:
     return [str(Path(str(sonder.__file__)).parent), str(code), str(code.parent / "services")]
 
 
-def locked_packages(lock: Path | None = None) -> list[str]:
+def locked_packages(lock: Path | None = None, *, tells_mlflow: bool = False) -> list[str]:
     """`name==version` of everything that Sonder needs, as the lock file has it; not Ray, nor what tests need."""
     file = lock or Path(str(pipelines.__file__)).parents[1] / LOCK_FILE
     if not file.is_file():
         raise ConfigurationError(
             f"No {LOCK_FILE} at {file.parent}", expected="the lock file of a checkout", do="Submit from a checkout."
         )
-    needed = _needed("sonder")
+    needed = _needed("sonder") | (_needed("mlflow-skinny", itself=True) if tells_mlflow else set())
     lines = (line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
     pins = {canonicalize_name(line.split("==")[0]): line for line in lines if "==" in line}
     return [pin for name, pin in pins.items() if name in needed and name not in _THE_CLUSTERS_OWN]
 
 
-def _needed(name: str) -> set[str]:
-    """Names of a package's dependencies and of theirs, as installed here."""
+def _needed(name: str, *, itself: bool = False) -> set[str]:
+    """Names of a package's dependencies and of theirs, as installed here; with or without its own."""
     found: set[str] = set()
     pending = [Requirement(name)]
     seen: set[str] = set()
@@ -91,4 +91,4 @@ def _needed(name: str) -> set[str]:
         for line in map(Requirement, inner):
             if line.marker is None or any(line.marker.evaluate({"extra": extra}) for extra in extras):
                 pending.append(line)
-    return found - {canonicalize_name(name)}
+    return found if itself else found - {canonicalize_name(name)}

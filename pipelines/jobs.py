@@ -40,8 +40,8 @@ def connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for chatty in ("dashboard_sdk", "job.sdk"):  # tell of packages and sockets
-        logging.getLogger(f"ray.dashboard.modules.{chatty}").setLevel(logging.WARNING)
+    for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)  # they tell of packages and sockets
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:

@@ -80,7 +80,9 @@ def _start(client: Any, job: str, work: Work, address: str, install: Install) ->
         description = {
             "entrypoint": shlex.join([interpreter(address), "-m", "pipelines.cli", *work.words]),
             "submission_id": job,
-            "runtime_env": runtime_environment(Path(folder), install),
+            "runtime_env": runtime_environment(
+                Path(folder), install, tells_mlflow=work.config.tracking.mlflow is not None
+            ),
             "metadata": {"sonder_command": work.command, "sonder_version": sonder.__version__},
         }
         deadline = time.monotonic() + SECONDS_FOR_AGENT
