@@ -11,6 +11,7 @@ RECTOOLS := .bench/rectools/bin/python
 SERVED := .bench/serving/sonder.yaml
 DUCKDB := .bench/duckdb
 LIFETIMES := .bench/lifetimes/bin/python
+MLFLOW := .bench/mlflow/bin/mlflow
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -32,7 +33,7 @@ demo: setup ## a synthetic log becomes user profiles you can query (under 6 minu
 test: setup ## the fast tests
 	$(BIN)/pytest -m "not slow"
 
-test-slow: setup ## the tests that take minutes: kills, jobs, real logs, the documents' commands
+test-slow: setup $(MLFLOW) ## the tests that take minutes: kills, jobs, real logs, the documents' commands
 	$(BIN)/pytest -m slow
 
 check: lint types boundaries ## everything that needs no run: lint, types, import directions; writes nothing
@@ -132,6 +133,10 @@ $(CDNOW): $(STAMP)
 $(LIFETIMES):
 	$(PYTHON) -m venv .bench/lifetimes
 	.bench/lifetimes/bin/pip install --quiet --disable-pip-version-check lifetimes==0.11.3 pyarrow
+
+$(MLFLOW): # a tracking server for its slow test, away from what Sonder pins
+	$(PYTHON) -m venv .bench/mlflow
+	.bench/mlflow/bin/pip install --quiet --disable-pip-version-check mlflow==3.17.2
 
 docs: setup ## run every command of the README and the guides
 	$(BIN)/pytest -m slow tests/docs

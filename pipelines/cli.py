@@ -16,7 +16,19 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_canary, cli_features, cli_forget, cli_keys, cli_release, cli_store, cli_target
+from pipelines import (
+    cli_audience,
+    cli_backfill,
+    cli_canary,
+    cli_features,
+    cli_forget,
+    cli_jobs,
+    cli_keys,
+    cli_release,
+    cli_store,
+    cli_target,
+    cli_tracking,
+)
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -31,10 +43,13 @@ cli_release.app.command("also")(cli_canary.also)
 app.add_typer(cli_release.app, name="release")
 app.add_typer(cli_canary.app, name="canary")
 app.add_typer(cli_audience.app, name="audience")
+app.add_typer(cli_backfill.app)  # `sonder backfill` and `sonder repair`
 app.add_typer(cli_target.app)  # `sonder target` and `sonder uplift`
 app.add_typer(cli_features.app, name="features")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_jobs.app)  # `sonder submit` and `sonder jobs`
+app.add_typer(cli_tracking.app)  # `sonder track`
 app.add_typer(cli_forget.app)  # `sonder forget`
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
@@ -168,9 +183,10 @@ def build(
     """
     from pipelines.build import build as run_build
     from pipelines.build import with_parent
-    from pipelines.promotion import promote_build, read_consumers
     from pipelines.increment import build_since
+    from pipelines.promotion import promote_build, read_consumers
     from pipelines.terminal import show_build
+    from pipelines.tracking import require_client, track_build
 
     resolved = load(config, overrides or ())
     if (retrain and since is None) or (parent and since):
@@ -180,8 +196,10 @@ def build(
         )
     if parent is not None:
         resolved = with_parent(resolved, parent)
+    require_client(resolved)
     read_consumers(resolved)  # a mistake in what consumers ask for is found before hours of work
     release_id = run_build(resolved) if since is None else build_since(resolved, since, retrain=retrain)
+    track_build(resolved, release_id)
     refusal = promote_build(resolved, release_id, asked=promote)
     show_build(resolved, release_id, config)
     if refusal is not None:
@@ -331,20 +349,6 @@ def lookalike(
     beside = write_audience(audience, out)
     show_audience(audience.facts)
     typer.echo(f"Wrote {out}: {audience.facts['size']:,} users; {beside} has the reach curve.")
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def submit(
-    command: Annotated[str, typer.Argument(help="build, prepare, train, segment, cluster, score or evaluate")],
-    config: ConfigOption = DEFAULT_CONFIG,
-    overrides: SetOption = None,
-    address: Annotated[str, typer.Option(help="Ray's dashboard address")] = "http://127.0.0.1:8265",
-    follow: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
-) -> None:
-    """Run a command as a Ray job on a running cluster; submitting the same work again attaches to it."""
-    from pipelines.submit import submit as submit_job
-
-    raise SystemExit(submit_job(command, load(config, overrides or ()), address=address, follow=follow))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from sonder.profiles.redis_store import RedisStore
 from sonder.releases.canary import Canary
 from sonder.releases.registry import Registry
 
-SEARCHED = ("history", "releases", "audiences", "uplift", "quarantine", "log", ".staging")
+SEARCHED = ("history", "releases", "backfills", "audiences", "uplift", "quarantine", "log", ".staging")
 
 
 @dataclass

@@ -1,107 +1,98 @@
-"""Run a `sonder` command as a Ray job: deterministic id, log followed, exit status returned.
+"""Run a `sonder` command as a Ray job: named by its work, log followed, exit status returned.
 
 The job reads and writes the same workspace as the command line would, so both must reach it by the same path or URI.
-Submitting the same work twice attaches to the job that runs; a failed or stopped one is started anew and resumes.
+The same work submitted again attaches to the job that runs; of one that has succeeded it says so and does nothing,
+unless asked to run it `again`; one that failed or was stopped is started anew, and goes on where it stopped.
+An attempt is named after the work: `sonder-build-<digest>`, then `…-2`, `…-3`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import shlex
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import typer
 import yaml
 
-from sonder.core.config import SonderConfig
-from sonder.core.errors import ConfigurationError, StageUnavailable
-from sonder.core.ids import digest_json
-from sonder.core.telemetry import carrier
+import sonder
+from pipelines.job_environment import Install, interpreter, runtime_environment
+from pipelines.job_work import CONFIG_FILE, Work
+from pipelines.jobs import connect, follow
+from sonder.core.errors import StageUnavailable
 
 SECONDS_FOR_AGENT = 60.0  # the dashboard of a cluster that has just been started answers before its agents do
-COMMANDS = ("build", "prepare", "train", "segment", "cluster", "score", "evaluate")
 
 
-def submit(command: str, config: SonderConfig, *, address: str, follow: bool) -> int:
-    """Submit and, if asked, follow -> 0 if the job succeeded (or was handed over), 1 if it failed."""
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobStatus, JobSubmissionClient
-
-    if command not in COMMANDS:
-        raise ConfigurationError(f"Cannot submit {command!r}", expected="one of " + ", ".join(COMMANDS))
-    try:
-        client = JobSubmissionClient(address)
-    except AuthenticationError as error:
-        raise StageUnavailable(
-            f"The Ray cluster at {address} asks for a token, and none that it knows was sent",
-            expected="the token that the cluster was started with",
-            do="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH if it is not where Ray keeps one.",
-        ) from error
-    except (ConnectionError, RuntimeError) as error:
-        raise StageUnavailable(
-            f"No Ray cluster answers at {address}: {error}",
-            expected="the dashboard address of a running cluster",
-            do="Start one with `ray start --head --dashboard-host=127.0.0.1`, or name it with --address.",
-        ) from error
-    content = absolute_paths(config)
-    job = f"sonder-{command}-{digest_json(content)}"
-    statuses = {info.submission_id: info.status for info in client.list_jobs() if info.submission_id}
-    attempts = [name for name in statuses if name == job or name.startswith(f"{job}-")]
-    running = [name for name in attempts if not statuses[name].is_terminal()]
+def submit(
+    work: Work, *, address: str, is_followed: bool = True, again: bool = False, install: Install = "nothing"
+) -> int:
+    """Submit and, if asked, follow -> the exit status of the job; 0 where it was handed over or had succeeded."""
+    client = connect(address)
+    attempts = _attempts(client, work)
+    running = [name for name, info in attempts.items() if not info.status.is_terminal()]
+    last = max(attempts, key=_number, default=None)
     if running:
-        job = running[0]
+        job = running[-1]
         typer.echo(f"{job} is running already: attached to it.")
-    else:
-        job = f"{job}-{len(attempts) + 1}" if attempts else job
-        _start(client, job, command, content, address)
-        typer.echo(f"Submitted {job}.")
-    if not follow:
-        typer.echo(f"Follow it with: ray job logs --address {address} --follow {job}")
+    elif last is not None and attempts[last].status.value == "SUCCEEDED" and not again:
+        typer.echo(
+            f"{last} succeeded{_when(attempts[last].end_time)}: the same command, configuration, input and code."
+        )
+        typer.echo("Pass --again to run it once more.")
         return 0
-    asyncio.run(_print_logs(client, job))
-    while not (status := client.get_job_status(job)).is_terminal():
-        time.sleep(0.5)
-    typer.echo(f"{job} {status.value.lower()}.")
-    return 0 if status == JobStatus.SUCCEEDED else 1
+    else:
+        job = work.name if last is None else f"{work.name}-{_number(last) + 1}"
+        job = _start(client, job, work, address, install)
+        before = "" if last is None else f" {last} {attempts[last].status.value.lower()}; this one goes on from there."
+        typer.echo(f"Submitted {job}.{before}")
+    if not is_followed:
+        typer.echo(f"Follow it with: sonder jobs logs {job} --follow --address {address}")
+        return 0
+    return follow(client, job, address=address)
 
 
-def absolute_paths(config: SonderConfig) -> dict[str, Any]:
-    """The configuration as plain data, with local paths made absolute: a job has another working directory."""
-    content = config.model_dump(mode="json")
-    content["workspace"] = _absolute(config.workspace)
-    content["events"]["path"] = [_absolute(path) for path in config.events.paths]
-    if config.items:
-        content["items"]["path"] = _absolute(config.items.path)
-    if config.consumers:
-        content["consumers"] = _absolute(config.consumers)
-    return content
+def _attempts(client: Any, work: Work) -> dict[str, Any]:
+    """This work's jobs that the cluster remembers, by name."""
+    named = {info.submission_id: info for info in client.list_jobs() if info.submission_id}
+    found = [name for name in named if name == work.name or name.startswith(f"{work.name}-")]
+    return {name: named[name] for name in sorted(found, key=_number)}
 
 
-def _absolute(path: str) -> str:
-    return path if "://" in path or path.startswith("package:") or path == "auto" else str(Path(path).resolve())
+def _number(job: str) -> int:
+    """Which attempt a job is; the digest of the work is longer than any number of attempts."""
+    end = job.rsplit("-", 1)[-1]
+    return int(end) if end.isdigit() and len(end) < 16 else 1
 
 
-def _start(client: Any, job: str, command: str, content: dict[str, Any], address: str) -> None:
+def _when(ended_ms: int | None) -> str:
+    return "" if not ended_ms else f" at {datetime.fromtimestamp(ended_ms / 1e3, tz=UTC).isoformat(timespec='seconds')}"
+
+
+def _start(client: Any, job: str, work: Work, address: str, install: Install) -> str:
+    """Start the job -> its name; one of this name that somebody else has just started is as good."""
     with tempfile.TemporaryDirectory(prefix="sonder-job-") as folder:
-        (Path(folder) / "sonder.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        (Path(folder) / CONFIG_FILE).write_text(yaml.safe_dump(work.content), encoding="utf-8")
+        work.write_files(Path(folder))
         description = {
-            "entrypoint": f"{_python(address)} -m pipelines.cli {command} --config sonder.yaml",
+            "entrypoint": shlex.join([interpreter(address), "-m", "pipelines.cli", *work.words]),
             "submission_id": job,
-            "runtime_env": {
-                "working_dir": folder,
-                "env_vars": {"RAY_TRAIN_METRICS_ENABLED": "0", **_trace_variables()},
-            },
-            "metadata": {"sonder_command": command},
+            "runtime_env": runtime_environment(
+                Path(folder), install, tells_mlflow=work.config.tracking.mlflow is not None
+            ),
+            "metadata": {"sonder_command": work.command, "sonder_version": sonder.__version__},
         }
         deadline = time.monotonic() + SECONDS_FOR_AGENT
         while True:
             try:
                 client.submit_job(**description)
-                return
+                return job
             except RuntimeError as error:
+                if "already exists" in str(error):
+                    return job
                 if "No available agent" not in str(error):
                     raise
                 if time.monotonic() > deadline:
@@ -110,19 +101,3 @@ def _start(client: Any, job: str, command: str, content: dict[str, Any], address
                         do="Look at the logs of its dashboard and of its agents.",
                     ) from error
             time.sleep(1.0)
-
-
-def _python(address: str) -> str:
-    """The interpreter of the job: this one when the cluster is this machine, the image's own elsewhere."""
-    import sys
-
-    return sys.executable if urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1") else "python"
-
-
-def _trace_variables() -> dict[str, str]:
-    return {name.upper(): value for name, value in carrier().items()}
-
-
-async def _print_logs(client: Any, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        typer.echo(lines, nl=False)

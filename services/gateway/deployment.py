@@ -160,7 +160,7 @@ class Refresh:
     async def _activate(self, part: _Refreshing) -> None:
         """The old release goes on being refreshed until it is retired: some gateways still answer from it."""
         if part.running is None:
-            lock = self._workspace.store / f"{part.release}.refresh.lock"
+            lock = self._workspace.refresh_lock(part.release)
             part.running = asyncio.create_task(part.refresher.run(lock))
 
     async def _retire(self, part: _Refreshing) -> None:

@@ -307,3 +307,26 @@ def test_a_refresh_whose_source_fails_writes_nothing(store: LmdbStore | RedisSto
     with pytest.raises(OSError, match="gone"):
         store.put_refreshed(failing(), Progress(7, 1))
     assert (store.get("a"), store.progress().sequence) == (profile("a"), 0)
+
+
+def test_a_record_is_replaced_only_while_it_is_the_one_that_was_read(store: LmdbStore | RedisStore) -> None:
+    read = store.records(["a", "b", "nobody", "c"])
+    assert read[:2] == [pack(profile("a"), METADATA.fingerprint), pack(profile("b"), METADATA.fingerprint)]
+    assert read[2:] == [None, None]
+    store.put_many([("b", profile("b", 2)), ("c", profile("c", 2))])  # by somebody else, meanwhile
+    users = ["a", "b", "nobody", "c"]
+    changes = [(user, held, profile(user, 9)) for user, held in zip(users, read, strict=True)]
+    assert store.put_unchanged(changes) == ["b", "c"]
+    found = store.batch_get(users)
+    assert [held.computed_at_us for held in found if held] == [9, 2, 9, 2]
+    assert store.num_profiles() == 4
+    assert store.put_unchanged([]) == []
+
+
+def test_what_is_held_is_told_and_replaced_however_broken_it_is(kind: Kind, store: LmdbStore | RedisStore) -> None:
+    store.close()
+    kind.write_raw(key_of("a"), b"torn")
+    with kind.open() as opened:
+        assert opened.records(["a"]) == [b"torn"]
+        assert opened.put_unchanged([("a", b"torn", profile("a", 9))]) == []
+        assert opened.get("a") == profile("a", 9)

@@ -38,7 +38,7 @@ from sonder.encoder.inference import embed_users
 from sonder.encoder.model import UserEncoder
 from sonder.encoder.specification import EncoderSpec
 from sonder.events.contract import USER_SCHEMA
-from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines
+from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines, users_file
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 from sonder.interests.affinity import affinity_table
@@ -234,9 +234,19 @@ def _write_history(workspace: Workspace) -> None:
     table = pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA)
     buckets = bucket_of(pl.Series(table.column("user_id").to_pylist(), dtype=pl.String), NUM_BUCKETS)
     staged = workspace.staging("history")
+    entries = []
     for bucket in range(NUM_BUCKETS):
-        bucket_file(staged, bucket).write_table(table.filter(pa.array(buckets == bucket)).sort_by("user_id"))
-    publish(staged, workspace.history(SNAPSHOT), {"buckets": [{"bucket": bucket} for bucket in range(NUM_BUCKETS)]})
+        users = table.filter(pa.array(buckets == bucket)).sort_by("user_id")
+        bucket_file(staged, bucket).write_table(users)
+        events = sum(users.column("num_events").to_pylist())
+        entries.append({"bucket": bucket, "users": users.num_rows, "events": events})
+    times_us = table.column("timestamp").combine_chunks().flatten().cast(pa.int64()).to_numpy()
+    span = {"first_event_us": int(times_us.min()), "last_event_us": int(times_us.max())}
+    facts = bucket_of(pl.Series(USER_TABLE.column("user_id").to_pylist(), dtype=pl.String), NUM_BUCKETS)
+    for bucket in range(NUM_BUCKETS):
+        users_file(staged, bucket).write_table(USER_TABLE.filter(pa.array(facts == bucket)))
+    told = {"buckets": entries, "is_ordinal": False, **span, "user_table": {"users": USER_TABLE.num_rows}}
+    publish(staged, workspace.history(SNAPSHOT), told)
 
 
 def _encoder(vocabulary: Vocabulary) -> Encoder:

@@ -289,6 +289,26 @@ class ServingConfig(Section):
         return store
 
 
+class TrackingConfig(Section):
+    """Who is told of every build, beside the workspace; nobody unless named."""
+
+    mlflow: str | None = Field(None, description="tracking URI of an MLflow server")
+    experiment: str = Field("sonder", min_length=1, description="under which its runs are kept")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _holds_no_password(cls, mlflow: str | None) -> str | None:
+        if mlflow is not None and urlsplit(mlflow).password:
+            raise ValueError(
+                "holds a password, which every release would keep: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return mlflow
+
+
+NO_PART_OF_A_BUILD = {"workspace", "audiences", "uplift", "consumers", "serving", "tracking"}
+
+
 class SonderConfig(Section):
     """Everything a build depends on."""
 
@@ -307,6 +327,7 @@ class SonderConfig(Section):
     uplift: tuple[UpliftConfig, ...] = ()
     consumers: str | None = Field(None, description="file of what a release must keep to be promoted")
     serving: ServingConfig = ServingConfig()
+    tracking: TrackingConfig = TrackingConfig()
     seed: int = 7
 
     @field_validator("scores", mode="before")
@@ -338,9 +359,7 @@ class SonderConfig(Section):
 
     def digest(self, *sections: str) -> str:
         """16 hex digits over the named sections (if none is named, all that a build depends on)."""
-        chosen = sections or tuple(
-            sorted(set(type(self).model_fields) - {"workspace", "audiences", "uplift", "consumers", "serving"})
-        )
+        chosen = sections or tuple(sorted(set(type(self).model_fields) - NO_PART_OF_A_BUILD))
         content = {name: self.model_dump(mode="json")[name] for name in chosen}
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 

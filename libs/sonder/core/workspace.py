@@ -3,6 +3,7 @@
 history/<snapshot>/  items/<snapshot>/  quarantine/<snapshot>/   what `prepare` made
 releases/<id>/  releases/CURRENT                                 what `build` made, and which of it is served
 releases/CANARY  canary/<trial>/<gateway>.json                   what is served beside it, and how both compare
+backfills/<release>/as_of=YYYY-MM-DD/                            profiles of past days by a release's models
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 audiences/index.json                                             which of these count now
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
@@ -55,6 +56,10 @@ class Workspace:
         """What each gateway counted of one canary lately."""
         return self.root / "canary" / trial
 
+    def backfills(self, release_id: str) -> Folder:
+        """Of a release; a day is `as_of=YYYY-MM-DD` below it."""
+        return self.root / "backfills" / release_id
+
     @property
     def audiences(self) -> Folder:
         return self.root / "audiences"
@@ -79,6 +84,10 @@ class Workspace:
     def store(self) -> Path:
         """Folder of the embedded store: memory-mapped, so on a local disk."""
         return self._local("store")
+
+    def refresh_lock(self, release_id: str) -> Path:
+        """Held by whoever follows the online log into the stores of a release, on this machine."""
+        return self.store / f"{release_id}.refresh.lock"
 
     @property
     def online_log(self) -> Path:

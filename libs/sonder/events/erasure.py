@@ -51,18 +51,26 @@ def is_erased(user_ids: pa.ChunkedArray | pa.Array, erased: Erased) -> NDArray[n
     return np.isin(_digests(user_ids), np.fromiter(erased, dtype=np.uint64, count=len(erased)))
 
 
+def erased_until_us(user_ids: pa.ChunkedArray | pa.Array, erased: Erased) -> NDArray[np.int64]:
+    """The moment of each user's request [N]: what the user did until then is gone; before all times without one."""
+    never = np.full(len(user_ids), np.iinfo(np.int64).min)
+    if not erased:
+        return never
+    tombstones = np.sort(np.fromiter(erased, dtype=np.uint64, count=len(erased)))
+    moments = np.array([erased[int(digest)] for digest in tombstones], dtype=np.int64)
+    digests = _digests(user_ids)
+    places = np.minimum(np.searchsorted(tombstones, digests), len(tombstones) - 1)
+    return np.where(tombstones[places] == digests, moments[places], never)
+
+
 def without_erased(events: pa.Table, erased: Erased, *, is_ordinal: bool) -> pa.Table:
     """Events but those of erased users from before their request; of an ordinal log none of theirs is left."""
     if not erased or not events.num_rows:
         return events
-    tombstones = np.sort(np.fromiter(erased, dtype=np.uint64, count=len(erased)))
-    moments = np.array([erased[int(digest)] for digest in tombstones], dtype=np.int64)
-    digests = _digests(events.column(Col.USER_ID))
-    places = np.minimum(np.searchsorted(tombstones, digests), len(tombstones) - 1)
-    is_out = tombstones[places] == digests
-    if not is_ordinal:
-        times_us = events.column(Col.TIMESTAMP).cast(pa.int64()).to_numpy()
-        is_out &= times_us <= moments[places]
+    if is_ordinal:
+        return events.filter(pa.array(~is_erased(events.column(Col.USER_ID), erased)))
+    times_us = events.column(Col.TIMESTAMP).cast(pa.int64()).to_numpy()
+    is_out = times_us <= erased_until_us(events.column(Col.USER_ID), erased)
     return events.filter(pa.array(~is_out))
 
 

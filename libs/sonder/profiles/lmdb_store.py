@@ -103,6 +103,26 @@ class LmdbStore:
         records = sorted((key_of(user_id), pack(profile, self._fingerprint)) for user_id, profile in profiles)
         self._write([*records, (_PROGRESS_KEY, _PROGRESS.pack(*progress))])
 
+    def records(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        with self._begin() as transaction:
+            return [transaction.get(key_of(user_id)) for user_id in user_ids]
+
+    def put_unchanged(self, changes: Sequence[tuple[str, bytes | None, StoredProfile]]) -> list[str]:
+        self._commit()
+        while True:
+            changed = []
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for user_id, read, profile in changes:
+                        key = key_of(user_id)
+                        if transaction.get(key) == read:
+                            transaction.put(key, pack(profile, self._fingerprint))
+                        else:
+                            changed.append(user_id)
+                    return changed
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(int(self._environment.info()["map_size"]) + _GROWTH_BYTES)
+
     def progress(self) -> Progress:
         with self._begin() as transaction:
             content = transaction.get(_PROGRESS_KEY)

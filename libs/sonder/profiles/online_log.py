@@ -78,10 +78,12 @@ class OnlineLog:
                         break
         return found
 
-    def of_user(self, user_id: str, after: int = 0) -> list[OnlineEvent]:
-        """The user's events past a sequence number, in their order."""
+    def of_user(self, user_id: str, after: int = 0, until: int | None = None) -> list[OnlineEvent]:
+        """The user's events past a sequence number, and up to another if one is given, in their order."""
         with self._begin() as transaction:
             keys = self._keys_of(transaction, _digest(user_id), after)
+            if until is not None:
+                keys = [key for key in keys if key <= _key(until)]
             return [OnlineEvent.from_bytes(transaction.get(key, db=self._events)) for key in keys]
 
     def last(self) -> int:

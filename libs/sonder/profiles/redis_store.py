@@ -49,6 +49,21 @@ redis.call('INCRBY', KEYS[2], new)
 redis.call('SET', KEYS[3], ARGV[1])
 return #ARGV
 """
+_PUT_UNCHANGED = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {-1} end
+local changed, new = {}, 0
+for i = 3, #KEYS do
+  local held = redis.call('GET', KEYS[i])
+  if held == ARGV[2 * i - 5] or (held == false and ARGV[2 * i - 5] == '') then
+    redis.call('SET', KEYS[i], ARGV[2 * i - 4])
+    if held == false then new = new + 1 end
+  else
+    changed[#changed + 1] = i - 3
+  end
+end
+redis.call('INCRBY', KEYS[2], new)
+return changed
+"""
 _DELETE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
 local gone = redis.call('DEL', KEYS[3])
@@ -65,8 +80,8 @@ class RedisStore:
         self._fingerprint = metadata.fingerprint
         self._lock: Lock | None = None
         self._prefix = _prefix(metadata.release)
-        scripts = map(server.client.register_script, (_PUT, _REFRESH, _DELETE))
-        self._put, self._refresh, self._delete = scripts
+        scripts = map(server.client.register_script, (_PUT, _REFRESH, _PUT_UNCHANGED, _DELETE))
+        self._put, self._refresh, self._put_unchanged, self._delete = scripts
 
     @classmethod
     def open(cls, url: str, *, release: str) -> RedisStore:
@@ -129,6 +144,27 @@ class RedisStore:
             done = int(self._refresh([*keys, *records], [orjson.dumps(list(progress)), *records.values()]))
         if done < 0:
             raise self._lost()
+
+    def records(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        keys = [self._prefix + b"m", *(self._prefix + key_of(user_id) for user_id in user_ids)]
+        with self._server.asked() as client:
+            metadata, *records = cast("list[bytes | None]", client.mget(keys))
+        if metadata is None:
+            raise self._lost()
+        return records
+
+    def put_unchanged(self, changes: Sequence[tuple[str, bytes | None, StoredProfile]]) -> list[str]:
+        keys = [
+            self._prefix + b"m",
+            self._prefix + b"n",
+            *(self._prefix + key_of(user_id) for user_id, _, _ in changes),
+        ]
+        pairs = [(read or b"", pack(profile, self._fingerprint)) for _, read, profile in changes]  # none is empty
+        with self._server.asked():
+            changed = cast("list[int]", self._put_unchanged(keys, [part for pair in pairs for part in pair]))
+        if changed == [-1]:
+            raise self._lost()
+        return [changes[place][0] for place in changed]
 
     def progress(self) -> Progress:
         with self._server.asked() as client:

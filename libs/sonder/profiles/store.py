@@ -88,6 +88,15 @@ class ProfileStore(Protocol):
     def put_refreshed(self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress) -> None:
         """Write refreshed records and how far they are, all or none."""
 
+    def records(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        """Packed records as they are held, of whatever release and however broken; for `put_unchanged`."""
+
+    def put_unchanged(self, changes: Sequence[tuple[str, bytes | None, StoredProfile]]) -> list[str]:
+        """Write each record that is still held as it was read (None: absent) -> users whose record is another now.
+
+        Whoever else writes meanwhile, a refresh say, is never overwritten. All in one transaction.
+        """
+
     def progress(self) -> Progress:
         """Of the last refresh; sequence 0 and the release's own as_of where there was none."""
 
