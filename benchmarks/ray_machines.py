@@ -1,0 +1,131 @@
+"""A Ray cluster of real raylets, one on each machine of a `Network`: its own address, its own folder, one token.
+
+The head has no CPUs, as on a cluster of its own machines; workers have as many logical ones as they are told, more than
+there are cores. All machines see this machine's disk: it stands for the shared file system of the workspace. What a node keeps
+for itself (Ray's sessions, HAProxy's files, SONDER_NODE_FOLDER) lies in a folder per machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.namespaces import HUB, Network, tail
+
+ROOT = Path(__file__).parents[1]
+HEAD = "head"
+GCS_PORT, DASHBOARD_PORT = 6379, 8265
+STARTS_WITHIN_S = 240.0
+_KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_PROGRAM = """
+import json, ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(json.dumps({n["NodeManagerAddress"]: n["Alive"] for n in sorted(ray.nodes(), key=lambda n: n["Alive"])}))
+"""
+
+
+class RayMachines:
+    """Use as a context. `folder` is short: paths of sockets are."""
+
+    def __init__(self, folder: Path, *, workers: Mapping[str, int], env: Mapping[str, str] | None = None) -> None:
+        """`workers`: logical CPUs by name."""
+        self.network, self.folder, self.workers = Network(), folder, dict(workers)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.env = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
+            "PATH": path,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "libs"), str(ROOT)]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": uuid.uuid4().hex,
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "240",
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
+        self._started: dict[str, subprocess.Popen[str]] = {}
+
+    def __enter__(self) -> RayMachines:
+        self.network.__enter__()
+        try:
+            self.start(HEAD)
+            for name in self.workers:
+                self.start(name)
+            self.wait_for(lambda alive: len(alive) == 1 + len(self.workers), "every node in the cluster")
+        except BaseException:
+            self.network.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.network.__exit__(kind, error, trace)
+        for process in self._started.values():
+            process.wait()
+
+    @property
+    def gcs(self) -> str:
+        return f"{self.network.addresses[HEAD]}:{GCS_PORT}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.network.addresses[HEAD]}:{DASHBOARD_PORT}"
+
+    def node_env(self, name: str) -> dict[str, str]:
+        """What `ray start` on a machine gets; a machine that comes back gets the same."""
+        return {**self.env, "SONDER_NODE_FOLDER": str(self.folder / name / "sonder")}
+
+    def start(self, name: str) -> None:
+        """`ray start --block`; also of a machine that was killed."""
+        address = self.network.addresses.get(name) or self.network.add(name)
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["ray", "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}",
+                   f"--temp-dir={folder / 'ray'}", "--object-store-memory=200000000"]  # fmt: skip
+        if name == HEAD:
+            command += ["--head", f"--port={GCS_PORT}", "--num-cpus=0", f"--dashboard-host={address}",
+                        f"--dashboard-port={DASHBOARD_PORT}"]  # fmt: skip
+        else:
+            command += [f"--address={self.gcs}", f"--num-cpus={self.workers[name]}"]
+        with (folder / "ray-start.log").open("a") as log:
+            self._started[name] = self.network.start(
+                name, command, self.node_env(name), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def run(self, command: Sequence[str], *, on: str = HUB, **popen: Any) -> subprocess.Popen[str]:
+        """A command of ours with the cluster's token."""
+        return self.network.start(on, command, self.env, **popen)
+
+    def sonder(self, *arguments: str, **popen: Any) -> subprocess.Popen[str]:
+        return self.run([sys.executable, "-m", "pipelines.cli", *arguments], **popen)
+
+    def alive(self) -> list[str] | None:
+        """Addresses of the nodes that the cluster takes for alive, None where it does not answer."""
+        asked = self.run([sys.executable, "-c", _PROGRAM, self.gcs], on=HEAD, stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL)  # fmt: skip
+        try:
+            told, _ = asked.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            asked.kill()
+            return None
+        if asked.returncode:
+            return None
+        return [address for address, is_alive in json.loads(told.splitlines()[-1]).items() if is_alive]
+
+    def wait_for(self, is_met: Callable[[list[str]], bool], what: str, within_s: float = STARTS_WITHIN_S) -> float:
+        """Seconds until the nodes alive are as wished."""
+        started = time.monotonic()
+        while time.monotonic() - started < within_s:
+            alive = self.alive()
+            if alive is not None and is_met(alive):
+                return time.monotonic() - started
+            time.sleep(0.5)
+        logs = "\n".join(f"{name}:\n{tail(self.folder / name / 'ray-start.log')}" for name in self._started)
+        raise TimeoutError(f"not within {within_s:.0f} s: {what}; alive: {self.alive()}\n{logs}")
