@@ -1,8 +1,8 @@
 """A Ray cluster of real raylets, one on each machine of a `Network`: its own address, its own folder, one token.
 
 The head has no CPUs, as on a cluster of its own machines; workers have as many logical ones as they are told, more than
-there are cores. All machines see this machine's disk: it stands for the shared file system of the workspace. What a node keeps
-for itself (Ray's sessions, HAProxy's files, SONDER_NODE_FOLDER) lies in a folder per machine.
+there are cores. All machines see this machine's disk: it stands for the shared file system of the workspace. What a
+node keeps for itself (Ray's sessions, HAProxy's files, SONDER_NODE_FOLDER) lies in a folder per machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +26,17 @@ HEAD = "head"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 STARTS_WITHIN_S = 240.0
 _KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-_PROGRAM = """
-import json, ray, sys
+# Runs on the head as long as the cluster does: who is alive, whenever that changes.
+_WATCHER = """
+import json, ray, sys, time
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print(json.dumps({n["NodeManagerAddress"]: n["Alive"] for n in sorted(ray.nodes(), key=lambda n: n["Alive"])}))
+told = None
+while True:
+    alive = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+    if alive != told:
+        print(json.dumps(alive), flush=True)
+        told = alive
+    time.sleep(0.2)
 """
 
 
@@ -50,11 +58,15 @@ class RayMachines:
             **(env or {}),
         }
         self._started: dict[str, subprocess.Popen[str]] = {}
+        self._alive: list[str] = []
 
     def __enter__(self) -> RayMachines:
         self.network.__enter__()
         try:
+            self.before_start()
             self.start(HEAD)
+            threading.Thread(target=self._watch, daemon=True).start()
+            self.wait_for(lambda alive: len(alive) == 1, "the head")  # nodes that come before it give up
             for name in self.workers:
                 self.start(name)
             self.wait_for(lambda alive: len(alive) == 1 + len(self.workers), "every node in the cluster")
@@ -69,6 +81,9 @@ class RayMachines:
         self.network.__exit__(kind, error, trace)
         for process in self._started.values():
             process.wait()
+
+    def before_start(self) -> None:
+        """What the whole network needs before the first node."""
 
     @property
     def gcs(self) -> str:
@@ -106,26 +121,29 @@ class RayMachines:
     def sonder(self, *arguments: str, **popen: Any) -> subprocess.Popen[str]:
         return self.run([sys.executable, "-m", "pipelines.cli", *arguments], **popen)
 
-    def alive(self) -> list[str] | None:
-        """Addresses of the nodes that the cluster takes for alive, None where it does not answer."""
-        asked = self.run([sys.executable, "-c", _PROGRAM, self.gcs], on=HEAD, stdout=subprocess.PIPE,
-                         stderr=subprocess.DEVNULL)  # fmt: skip
-        try:
-            told, _ = asked.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            asked.kill()
-            return None
-        if asked.returncode:
-            return None
-        return [address for address, is_alive in json.loads(told.splitlines()[-1]).items() if is_alive]
+    def _watch(self) -> None:
+        """Keep `alive` up to date; a watcher whose head is gone is followed by another."""
+        while HEAD in self.network.addresses:
+            watcher = self.run([sys.executable, "-c", _WATCHER, self.gcs], on=HEAD, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+            assert watcher.stdout is not None
+            for line in watcher.stdout:
+                self._alive = json.loads(line)
+            watcher.wait()
+            self._alive = []
+            time.sleep(0.5)
+
+    def alive(self) -> list[str]:
+        """Addresses of the nodes that the cluster takes for alive, none where it does not answer."""
+        return self._alive
 
     def wait_for(self, is_met: Callable[[list[str]], bool], what: str, within_s: float = STARTS_WITHIN_S) -> float:
         """Seconds until the nodes alive are as wished."""
         started = time.monotonic()
         while time.monotonic() - started < within_s:
             alive = self.alive()
-            if alive is not None and is_met(alive):
+            if alive and is_met(alive):
                 return time.monotonic() - started
-            time.sleep(0.5)
+            time.sleep(0.1)
         logs = "\n".join(f"{name}:\n{tail(self.folder / name / 'ray-start.log')}" for name in self._started)
         raise TimeoutError(f"not within {within_s:.0f} s: {what}; alive: {self.alive()}\n{logs}")

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_audience, cli_features, cli_forget, cli_keys, cli_store, cli_target
+from pipelines import cli_audience, cli_cluster, cli_features, cli_forget, cli_keys, cli_store, cli_target
 from sonder.core.config import SonderConfig, load
 from sonder.core.errors import ConfigurationError, SonderError
 
@@ -35,6 +35,7 @@ app.add_typer(cli_features.app, name="features")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_forget.app)  # `sonder forget`
+app.add_typer(cli_cluster.app)  # `sonder node-environment`
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]

@@ -29,8 +29,8 @@ from sonder.core.config import TokensConfig
 from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import read_erasures
+from sonder.profiles.event_log import open_event_log
 from sonder.profiles.loading import drop_erased
-from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.store import ProfileStore
 from sonder.releases.artefacts import Release, served_release
 
@@ -62,7 +62,7 @@ class Gateway:
         self._stages = HandleStages(
             embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval
         )
-        self._log = OnlineLog(self._workspace.online_log)
+        self._log = open_event_log(self._workspace, store)
         known = Tokens(TokensConfig.model_validate(tokens)) if tokens is not None else None
         self._doors = Doors(self._workspace.keys, known) if needs_keys else None
         first = release or served_release(self._workspace)
@@ -129,7 +129,7 @@ class Gateway:
 
 
 class Refresh:
-    """Follows the online log of its node; nothing calls it."""
+    """Follows the online log, of its node or of all; nothing calls it."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Refresh:
         start_observing("refresh")
         self._workspace, self._store = Workspace.at(workspace), store
         self._stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
-        self._log = OnlineLog(self._workspace.online_log)
+        self._log = open_event_log(self._workspace, store)
         first = release or served_release(self._workspace)
         self._follower = ReleaseFollower(
             first,
@@ -182,7 +182,7 @@ class Refresh:
     async def _activate(self, part: _Refreshing) -> None:
         """The old release goes on being refreshed until it is retired: some gateways still answer from it."""
         if part.running is None:
-            lock = self._workspace.store / f"{part.release}.refresh.lock"
+            lock = None if self._store else self._workspace.store / f"{part.release}.refresh.lock"
             part.running = asyncio.create_task(part.refresher.run(lock))
 
     async def _retire(self, part: _Refreshing) -> None:

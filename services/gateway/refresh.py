@@ -1,4 +1,4 @@
-"""Keeps stored profiles up to date with the online log, in micro-batches; one at work per node and release.
+"""Keeps stored profiles up to date with the online log, in micro-batches; one at work per log and release.
 
 Follows the log in its order. A batch is every event that waits, up to MAX_EVENTS; its users are computed together and
 written in one transaction with how far the log has been followed. So whatever dies at any moment, the next start goes
@@ -47,8 +47,14 @@ class Refresher:
         """Let `run` end after the micro-batch under way."""
         self._is_stopped = True
 
-    async def run(self, lock: Path) -> None:
-        """Wait for the lock, then follow the log until stopped."""
+    async def run(self, lock: Path | None) -> None:
+        """Wait for the lock, then follow the log until stopped.
+
+        None: on many nodes no file is held; the store refuses what a second refresh computed from older records.
+        """
+        if lock is None:
+            await self._follow()
+            return
         held = FileLock(str(lock))
         while not _is_acquired(held):
             if self._is_stopped:
@@ -86,7 +92,7 @@ class Refresher:
         merged = await asyncio.to_thread(self._recent.merged, user_ids, events)
         refreshed = await self._computed(merged, as_of_us) if merged else []
         reached = Progress(rows[-1][0], as_of_us)
-        await asyncio.to_thread(self._store.put_refreshed, refreshed, reached)
+        await asyncio.to_thread(self._store.put_refreshed, refreshed, reached, after=progress)
         self._tries = 0
         now_us = self._clock_us()
         for event in events:
