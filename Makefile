@@ -11,7 +11,7 @@ SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos soak proto docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos soak test-cluster node-kill proto docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,12 @@ proto: ## generate the messages of the gRPC interface anew
 
 chaos: setup $(SERVED) ## SIGKILL every part under load; ends in one JSON line
 	$(BIN)/python -m benchmarks.chaos $(SERVED)
+
+test-cluster: setup ## builds and serving on many nodes, and nodes that die (root and iproute2, else skipped)
+	$(BIN)/pytest -m slow tests/cluster
+
+node-kill: setup ## SIGKILL whole nodes in every step of a build and while serving; ends in one JSON line
+	$(BIN)/python -m benchmarks.node_kill
 
 $(SERVED): $(STAMP)
 	$(BIN)/sonder synth --users 5000 --out $(@D)

@@ -97,8 +97,8 @@ def write_log(folder: Path, num_users: int) -> Path:
 
 
 def run_here(command: str, config: Path, workspace: Path) -> str:
-    """On one node, undisturbed -> what it logged."""
-    line = [sys.executable, "-m", "pipelines.cli", command, "-c", str(config), *_sets(workspace)]
+    """On one node of one core, undisturbed -> what it logged."""
+    line = ["taskset", "-c", "0", sys.executable, "-m", "pipelines.cli", command, "-c", str(config), *_sets(workspace)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
@@ -232,6 +232,7 @@ def report_build(folder: Path, *, log_users: int, build_users: int) -> dict[str,
 
     A large log is prepared, where there is something to shuffle, and of a small one a whole release is built.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     runs = (("prepare", log_users, (PREPARE,)), ("build", build_users, MOMENTS))
     configs = {name: write_log(folder / f"world-{name}", users) for name, users, _ in runs}
     kills: list[Kill] = []

@@ -46,6 +46,14 @@ def ensure_ray() -> None:
         )
 
 
+def cores_of_worker() -> int:
+    """Cores for each worker of a Ray Train run on this node, which may have others than the node that started it."""
+    import ray.train
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(cores // max(ray.train.get_context().get_local_world_size(), 1), 1)
+
+
 @contextmanager
 def worker_errors() -> Iterator[None]:
     """A SonderError of a worker (Ray Data, Ray Train) comes out as itself, its cause what Ray made of it."""
