@@ -125,6 +125,8 @@ class ServingMachines(RayMachines):
         """With Ray's own state on the server, so that a head that died is found again, and time for that."""
         env = {**super().node_env(name), **node_environment(self.folder / name / "s")}
         env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "300"
+        # A proxy takes longer than Ray's 5 s to start where everything shares two cores.
+        env |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
         if name == HEAD:
             env["RAY_REDIS_ADDRESS"] = f"{self.network.addresses[HUB]}:{REDIS_PORT}"
         return env
