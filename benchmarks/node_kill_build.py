@@ -159,9 +159,9 @@ class _Killer(threading.Thread):
         ended = self._await(moment.ends, _STEP_WITHIN_S, pause_s=0.05)
         kill.to_end_s = ended - at
         if moment.how == "cut":
-            self._machines.network.mend(node)
-            self._machines.network.kill(node)  # the raylet that was given up ends itself; here it is not waited for
-        self._machines.start(node)
+            self._machines.network.mend(node)  # its raylet finds that it was given up, ends, and is started again
+        else:
+            self._machines.start(node)
         self._machines.wait_for(lambda alive: address in alive, f"{node} back")
         told(f"{moment.step}: done {kill.to_end_s:.1f} s after, {node} is back")
         return kill

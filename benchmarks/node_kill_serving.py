@@ -251,9 +251,9 @@ class Application:
         self.wait_until(lambda: self.is_whole(without=node), f"the application without {node}")
         outcome.healed_s = time.time() - outcome.begun_at
         if how == "cut":
-            machines.network.kill(node)
-            machines.network.mend(node)
-        machines.start(node)
+            machines.network.mend(node)  # its raylet finds that it was given up, ends, and is started again
+        else:
+            machines.start(node)
         outcome.back_s = machines.wait_for(lambda alive: address in alive, f"{node} back")
 
     def _host_of(self, hosts: str) -> str:

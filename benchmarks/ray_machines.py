@@ -26,6 +26,7 @@ HEAD = "head"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 STARTS_WITHIN_S = 240.0
 _KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_SUPERVISED = 'until "$@"; do sleep 1; done'
 # Runs on the head as long as the cluster does: who is alive, whenever that changes.
 _WATCHER = """
 import json, ray, sys, time
@@ -34,7 +35,7 @@ told = None
 while True:
     alive = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
     if alive != told:
-        print(json.dumps(alive), flush=True)
+        print("alive", json.dumps(alive), flush=True)
         told = alive
     time.sleep(0.2)
 """
@@ -98,13 +99,14 @@ class RayMachines:
         return {**self.env, "SONDER_NODE_FOLDER": str(self.folder / name / "sonder")}
 
     def start(self, name: str) -> None:
-        """`ray start --block`; also of a machine that was killed."""
+        """`ray start --block`, again when it ends, as a supervisor would; also of a machine that was killed."""
         address = self.network.addresses.get(name) or self.network.add(name)
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         # One core each: how a training sums up depends on their number.
         core = int(address.rpartition(".")[2]) % (os.cpu_count() or 1)
-        command = ["taskset", "-c", str(core), "ray", "start", "--block", "--disable-usage-stats",
+        command = ["sh", "-c", _SUPERVISED, "sh", "taskset", "-c", str(core), "ray", "start", "--block",
+                   "--disable-usage-stats",
                    f"--node-ip-address={address}", f"--temp-dir={folder / 'ray'}",
                    "--object-store-memory=200000000"]  # fmt: skip
         if name == HEAD:
@@ -131,7 +133,8 @@ class RayMachines:
                                stderr=subprocess.DEVNULL)  # fmt: skip
             assert watcher.stdout is not None
             for line in watcher.stdout:
-                self._alive = json.loads(line)
+                if line.startswith("alive "):  # Ray speaks there too
+                    self._alive = json.loads(line.removeprefix("alive "))
             watcher.wait()
             self._alive = []
             time.sleep(0.5)
