@@ -20,7 +20,7 @@ from services.gateway.fresh import FreshPath
 from services.gateway.http import create_app
 from services.gateway.opening import describe, open_engine, open_packer
 from services.gateway.recent import RecentEvents
-from services.gateway.refresh import Refresher
+from services.gateway.refresh import LOOK_EVERY_S, NETWORKED_LOOK_EVERY_S, Refresher
 from services.gateway.rpc.server import RpcServer
 from services.gateway.stages import HandleStages
 from services.gateway.tokens import Tokens
@@ -177,7 +177,9 @@ class Refresh:
             budget_s=BUDGET_S,
             clusters=info.clusters,
         )
-        return _Refreshing(release, profiles, Refresher(recent, fresh, clock_us=now_us))
+        look_every_s = LOOK_EVERY_S if self._store is None else NETWORKED_LOOK_EVERY_S
+        refresher = Refresher(recent, fresh, clock_us=now_us, look_every_s=look_every_s)
+        return _Refreshing(release, profiles, refresher)
 
     async def _activate(self, part: _Refreshing) -> None:
         """The old release goes on being refreshed until it is retired: some gateways still answer from it."""

@@ -29,6 +29,7 @@ MAX_USERS = 128
 MAX_TRIES = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 LOOK_EVERY_S = 0.01
+NETWORKED_LOOK_EVERY_S = 0.05  # two round trips each
 LEAST_CYCLE_S = 0.05  # a batch costs milliseconds whatever it carries: under load it waits this long for company
 _STAGES = frozenset(("embedding", "segmentation", "scoring"))
 
@@ -36,11 +37,18 @@ _STAGES = frozenset(("embedding", "segmentation", "scoring"))
 class Refresher:
     """Applies the log to the store; `run` does it until cancelled."""
 
-    def __init__(self, recent: RecentEvents, fresh: FreshPath, *, clock_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        recent: RecentEvents,
+        fresh: FreshPath,
+        *,
+        clock_us: Callable[[], int],
+        look_every_s: float = LOOK_EVERY_S,
+    ) -> None:
         assert recent.log is not None, "refreshed is what arrives in the log"
         self._recent, self._fresh, self._clock_us = recent, fresh, clock_us
         self._log, self._store = recent.log, recent.store
-        self._tries = 0
+        self._look_every_s, self._tries = look_every_s, 0
         self._is_stopped = False
 
     def stop(self) -> None:
@@ -75,7 +83,7 @@ class Refresher:
                 logger.warning("refresh: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._tries))
                 continue
-            pause = LOOK_EVERY_S if not applied else max(0.0, LEAST_CYCLE_S - (loop.time() - started))
+            pause = self._look_every_s if not applied else max(0.0, LEAST_CYCLE_S - (loop.time() - started))
             await asyncio.sleep(pause)
 
     async def step(self) -> int:
