@@ -97,7 +97,7 @@ def write_log(folder: Path, num_users: int) -> Path:
 
 
 def run_here(command: str, config: Path, workspace: Path) -> str:
-    """On one node of one core, undisturbed -> what it logged."""
+    """On one node, undisturbed -> what it logged. On one core, as each worker has: sums depend on how many add up."""
     line = ["taskset", "-c", "0", sys.executable, "-m", "pipelines.cli", command, "-c", str(config), *_sets(workspace)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -236,7 +236,7 @@ def report_build(folder: Path, *, log_users: int, build_users: int) -> dict[str,
     runs = (("prepare", log_users, (PREPARE,)), ("build", build_users, MOMENTS))
     configs = {name: write_log(folder / f"world-{name}", users) for name, users, _ in runs}
     kills: list[Kill] = []
-    with RayMachines(folder / "n", workers=dict.fromkeys(("w1", "w2", "w3"), 2)) as machines:
+    with RayMachines(folder / "n", workers=dict.fromkeys(("w1", "w2", "w3"), 1)) as machines:
         told("the cluster is up")
         for name, _, moments in runs:
             kills += run_on(machines, name, configs[name], folder / f"there-{name}", moments)

@@ -103,10 +103,7 @@ class RayMachines:
         address = self.network.addresses.get(name) or self.network.add(name)
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        # One core each: how a training sums up depends on their number.
-        core = int(address.rpartition(".")[2]) % (os.cpu_count() or 1)
-        command = ["sh", "-c", _SUPERVISED, "sh", "taskset", "-c", str(core), "ray", "start", "--block",
-                   "--disable-usage-stats",
+        command = ["sh", "-c", _SUPERVISED, "sh", "ray", "start", "--block", "--disable-usage-stats",
                    f"--node-ip-address={address}", f"--temp-dir={folder / 'ray'}",
                    "--object-store-memory=200000000"]  # fmt: skip
         if name == HEAD:

@@ -128,8 +128,19 @@ def test_a_worker_has_its_share_of_the_cores_of_its_own_node(monkeypatch: pytest
     """Not of the driver's node, nor a share for workers that are elsewhere."""
     shares = {}
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     for here in (1, 3, 16):
         context = SimpleNamespace(get_local_world_size=lambda here=here: here)
         monkeypatch.setattr("ray.train.get_context", lambda context=context: context)
         shares[here] = cores_of_worker()
     assert shares == {1: 8, 3: 2, 16: 1}
+
+
+def test_a_worker_takes_no_more_cores_than_its_node_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    nodes = [{"NodeID": "there", "Resources": {"CPU": 32.0}}, {"NodeID": "here", "Resources": {"CPU": 6.0}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 2))
+    assert cores_of_worker() == 3
