@@ -26,7 +26,7 @@ HEAD = "head"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 STARTS_WITHIN_S = 600.0
 _KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-# With free ports a raylet waits 15 s for its agent to tell which, and dies: too short where everything shares two cores.
+# With free ports a raylet waits 15 s for its agent to tell which, and dies: too short where all share two cores.
 _FIXED_PORTS = ("--dashboard-agent-grpc-port=52366", "--dashboard-agent-listen-port=52365",
                 "--runtime-env-agent-port=52367", "--metrics-export-port=52368")  # fmt: skip
 _SUPERVISED = 'until "$@"; do sleep 1; done'
