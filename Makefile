@@ -106,6 +106,12 @@ proto: ## generate the messages of the gRPC interface anew
 chaos: setup $(SERVED) ## SIGKILL every part under load; ends in one JSON line
 	$(BIN)/python -m benchmarks.chaos $(SERVED)
 
+test-cluster: setup ## builds and serving on many nodes, and nodes that die (root and iproute2, else skipped)
+	$(BIN)/pytest -m slow tests/cluster
+
+node-kill: setup ## SIGKILL whole nodes in every step of a build and while serving; ends in one JSON line
+	$(BIN)/python -m benchmarks.node_kill
+
 $(SERVED): $(STAMP)
 	$(BIN)/sonder synth --users 5000 --out $(@D)
 	$(BIN)/sonder build -c $@ --set encoder.max_minutes=1

@@ -18,3 +18,11 @@ def with_descendants(roots: set[int]) -> set[int]:
     while found := {pid for pid, parent in parents.items() if parent in known} - known:
         known |= found
     return known
+
+
+def title_of(pid: int) -> str:
+    """The command line of a process, which Ray's workers replace by what they do; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""

@@ -20,6 +20,7 @@ from pipelines import (
     cli_audience,
     cli_backfill,
     cli_canary,
+    cli_cluster,
     cli_features,
     cli_forget,
     cli_jobs,
@@ -51,6 +52,7 @@ app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_jobs.app)  # `sonder submit` and `sonder jobs`
 app.add_typer(cli_tracking.app)  # `sonder track`
 app.add_typer(cli_forget.app)  # `sonder forget`
+app.add_typer(cli_cluster.app)  # `sonder node-environment`
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]

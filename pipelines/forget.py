@@ -20,6 +20,7 @@ from sonder.events.contract import Col
 from sonder.events.erasure import record_erasure
 from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.redis_log import RedisLog
 from sonder.profiles.redis_store import RedisStore
 from sonder.releases.canary import Canary
 from sonder.releases.registry import Registry
@@ -49,6 +50,10 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
             if store.delete(user_id):
                 told.stores.append(f"store/{release}")
     current = Registry(workspace).current()
+    if config.serving.store is not None:
+        networked_log = RedisLog(config.serving.store)
+        told.events_removed += networked_log.erase(user_id)
+        networked_log.close()
     if config.serving.store is not None and current is not None:
         for release in (current.release, *Canary.read(workspace).beside(current.release)):
             with RedisStore.open(config.serving.store, release=release) as networked:

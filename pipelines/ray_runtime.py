@@ -46,6 +46,22 @@ def ensure_ray() -> None:
         )
 
 
+def cores_of_worker() -> int:
+    """Cores for each worker of a Ray Train run on this node, which may have others than the node that started it.
+
+    No more than the node declares: in a container that is what it may use, and affinity knows nothing of it.
+    """
+    import ray.train
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if ray.is_initialized():
+        here = ray.get_runtime_context().get_node_id()
+        declared = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == here]
+        cores = min([cores, *map(int, declared)])
+    workers: int = ray.train.get_context().get_local_world_size()
+    return max(cores // max(workers, 1), 1)
+
+
 @contextmanager
 def worker_errors() -> Iterator[None]:
     """A SonderError of a worker (Ray Data, Ray Train) comes out as itself, its cause what Ray made of it."""

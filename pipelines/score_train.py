@@ -9,7 +9,6 @@ the first setting of the search: the settings that later data chose would be new
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -21,7 +20,7 @@ import xgboost
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.xgboost import XGBoostTrainer
 
-from pipelines.ray_runtime import ensure_ray, worker_errors
+from pipelines.ray_runtime import cores_of_worker, ensure_ray, worker_errors
 from pipelines.score_matrix import RowFiles, bins_of, quantised, set_labels, shared_rows
 from pipelines.score_rows import ModelPlan
 from sonder.core import telemetry
@@ -78,7 +77,6 @@ def train_boosters(
             "max_gib": config.scoring.max_matrix_gib,
             "trials": config.scoring.trials,
             "seed": config.seed,
-            "num_threads": max(_num_cores() // max(workers, 1), 1),
         },
         scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
@@ -155,7 +153,7 @@ class _Loop:
         return best
 
     def _parameters(self, model: ModelPlan, setting: Mapping[str, Any]) -> dict[str, Any]:
-        chosen = {"seed": self.arguments["seed"], "nthread": self.arguments["num_threads"]}
+        chosen = {"seed": self.arguments["seed"], "nthread": cores_of_worker()}
         constraints = monotone_constraints(model.task, model.spec)
         return {**COMMON, **setting, **objective_of(model.task).parameters(), **constraints, **chosen}
 
@@ -182,7 +180,3 @@ def _saved(folder: Folder) -> Progress:
     losses = tuple((folder / "losses.json").read_json())
     booster = xgboost.Booster(model_file=bytearray(booster_file(folder, str(len(losses))).read_bytes()))
     return Progress(booster, losses)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -14,7 +14,6 @@ Limits: with `num_workers=0` the same loop runs inside the calling process, with
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from pipelines.align import align_onto
-from pipelines.ray_runtime import ensure_ray, worker_errors
+from pipelines.ray_runtime import cores_of_worker, ensure_ray, worker_errors
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.ids import digest_json
@@ -86,7 +85,6 @@ def train_encoder(
                 "config": config.model_dump(mode="json") | {"workspace": workspace},
                 "snapshot": snapshot,
                 "cutoff_us": cutoff_us,
-                "cores_per_worker": max(_num_cores() // max(most_workers, 1), 1),
                 "progress": (storage / name / PROGRESS_FILE).uri,
                 "local_storage": (storage / name).path if most_workers == 0 else None,
             },
@@ -124,7 +122,7 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
     """One worker: its buckets, the shared derivation, the epoch loop, a checkpoint now and then."""
     logging.getLogger("sonder").setLevel(logging.INFO)
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(arguments["cores_per_worker"])
+    torch.set_num_threads(cores_of_worker())
     try:
         run, limits = _prepare_run(arguments)
         checkpoint = ray.train.get_checkpoint()
@@ -265,7 +263,3 @@ def _metrics(state: TrainingState, config: SonderConfig) -> dict[str, Any]:
         "validation": progress.history[progress.best_epoch - 1],
         "history": progress.history,
     }
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

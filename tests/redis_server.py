@@ -1,4 +1,7 @@
-"""A real Redis server for tests: started on a free loopback port, without persistence, ended with the block."""
+"""A real Redis server for tests: started on a free loopback port, ended with the block, which is a SIGKILL.
+
+Without persistence, or with a file in a folder that is kept: then what it answered for is there after the next start.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -17,15 +21,15 @@ _START_S = 10.0
 
 
 @contextmanager
-def running_redis(port: int | None = None) -> Iterator[str]:
-    """The URL of database 0 of a server of its own; `port`: a free one unless told."""
+def running_redis(port: int | None = None, keeps: Path | None = None) -> Iterator[str]:
+    """The URL of database 0 of a server of its own; `port`: a free one unless told; `keeps`: where it writes."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.fail("Found no redis-server; the networked store is tested on a real one. apt-get install redis-server")
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
-        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
-        command += ["--save", "", "--appendonly", "no"]
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(keeps or folder), "--save", ""]
+        command += ["--appendonly", "yes" if keeps else "no", "--appendfsync", "always"]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait_until_up(server, port)

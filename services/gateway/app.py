@@ -19,6 +19,7 @@ from services.retrieval.deployment import Retrieval
 from services.scoring.deployment import Scoring
 from services.segmentation.deployment import Segmentation
 from sonder.core.config import TokensConfig
+from sonder.core.errors import ConfigurationError
 from sonder.core.workspace import Workspace
 from sonder.releases.artefacts import served_release
 from sonder.releases.registry import Registry
@@ -76,6 +77,7 @@ def build(args: GatewayArgs) -> Application:
     """The application: every deployment starts with the same release, and each call says whose models it asks for."""
     workspace = Workspace.at(args.workspace)
     Registry(workspace).show(args.release or served_release(workspace))  # told here, not in six constructors
+    _require_one_store(args)
     where = {"workspace": workspace.root.uri, "release": args.release}
     stages = {
         name: serve.deployment(kind, name=name)
@@ -96,3 +98,18 @@ def build(args: GatewayArgs) -> Application:
         tokens=None if args.tokens is None else args.tokens.model_dump(),
         grpc=None if args.grpc is None else args.grpc.model_dump(),
     )
+
+
+def _require_one_store(args: GatewayArgs) -> None:
+    """On many nodes an embedded store would be several, or one that several machines map into memory at once."""
+    import ray
+
+    if args.store is not None or not ray.is_initialized():
+        return
+    working = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(working) > 1:
+        raise ConfigurationError(
+            f"The cluster has {len(working)} nodes, and profiles and events would lie on the disk of one",
+            expected="a Redis or Valkey server that every node reaches",
+            do="Set `store` (serving.store) to its URL; docs/cluster.md says how the server must be set.",
+        )

@@ -20,7 +20,7 @@ from services.gateway.fresh import FreshPath
 from services.gateway.http import create_app
 from services.gateway.opening import describe, open_engine, open_packer
 from services.gateway.recent import RecentEvents
-from services.gateway.refresh import Refresher
+from services.gateway.refresh import LOOK_EVERY_S, NETWORKED_LOOK_EVERY_S, Refresher
 from services.gateway.rpc.server import RpcServer
 from services.gateway.serving import Serving
 from services.gateway.split import SplitEngine
@@ -30,7 +30,7 @@ from services.observed import start_observing
 from sonder.core.config import TokensConfig
 from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
-from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.event_log import open_event_log
 from sonder.profiles.store import ProfileStore
 from sonder.releases.artefacts import Release, served_release
 from sonder.releases.canary import Canary
@@ -62,7 +62,7 @@ class Gateway:
         self._stages = HandleStages(
             embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval
         )
-        self._log = OnlineLog(self._workspace.online_log)
+        self._log = open_event_log(self._workspace, store)
         known = Tokens(TokensConfig.model_validate(tokens)) if tokens is not None else None
         self._doors = Doors(self._workspace.keys, known) if needs_keys else None
         self._app: FastAPI | None = None
@@ -106,7 +106,7 @@ class Gateway:
 
 
 class Refresh:
-    """Follows the online log of its node; nothing calls it."""
+    """Follows the online log, of its node or of all; nothing calls it."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Refresh:
         start_observing("refresh")
         self._workspace, self._store = Workspace.at(workspace), store
         self._stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
-        self._log = OnlineLog(self._workspace.online_log)
+        self._log = open_event_log(self._workspace, store)
         first = release or served_release(self._workspace)
         self._follower = ReleaseFollower(
             first,
@@ -155,12 +155,14 @@ class Refresh:
             budget_s=BUDGET_S,
             clusters=info.clusters,
         )
-        return _Refreshing(release, profiles, Refresher(recent, fresh, clock_us=now_us))
+        look_every_s = LOOK_EVERY_S if self._store is None else NETWORKED_LOOK_EVERY_S
+        refresher = Refresher(recent, fresh, clock_us=now_us, look_every_s=look_every_s)
+        return _Refreshing(release, profiles, refresher)
 
     async def _activate(self, part: _Refreshing) -> None:
         """The old release goes on being refreshed until it is retired: some gateways still answer from it."""
         if part.running is None:
-            lock = self._workspace.refresh_lock(part.release)
+            lock = None if self._store else self._workspace.refresh_lock(part.release)
             part.running = asyncio.create_task(part.refresher.run(lock))
 
     async def _retire(self, part: _Refreshing) -> None:

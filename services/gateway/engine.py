@@ -34,7 +34,7 @@ from sonder.core import metrics
 from sonder.core.errors import InvalidRequest, NotFound, StageUnavailable
 from sonder.events.online import OnlineEvent, read_events
 from sonder.profiles.attributes import FACTS
-from sonder.profiles.online_log import Appended, OnlineLog
+from sonder.profiles.event_log import Appended, EventLog
 from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.recent_events import EventPacker
 from sonder.profiles.record import Pieces, cold_profile, cut, iso_time, splice, to_json_records
@@ -103,7 +103,7 @@ class Engine:
         previews: AudiencePreviews,
         memberships: AudienceMemberships,
         packer: EventPacker,
-        log: OnlineLog | None = None,
+        log: EventLog | None = None,
         erasures: Erasures | None = None,
         *,
         budget_s: float = 2.0,

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sonder.core.storage import Folder
 from sonder.events.erasure import digest_of, is_erased, read_erasures, record_erasure
-from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.event_log import EventLog
 from sonder.profiles.store import ProfileStore
 
 LOOK_EVERY_S = 2.0
@@ -57,7 +57,7 @@ class Receipt:
 
 
 async def erase(
-    user_id: str, erasures: Erasures, stores: Sequence[ProfileStore], log: OnlineLog, *, now_us: int
+    user_id: str, erasures: Erasures, stores: Sequence[ProfileStore], log: EventLog, *, now_us: int
 ) -> Receipt:
     """Erase a user from what is served, the stores of all served releases; repeating it is harmless."""
     await asyncio.to_thread(erasures.add, user_id, at_us=now_us)

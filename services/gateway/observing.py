@@ -188,10 +188,10 @@ class SpannedStore:
             span.set_attribute("users", num)
             return num
 
-    def put_refreshed(self, profiles: Any, progress: Any) -> None:
+    def put_refreshed(self, profiles: Any, progress: Any, *, after: Any = None) -> None:
         """As the store's, in a span."""
         with telemetry.span("store put refreshed", kind=SpanKind.CLIENT):
-            self._store.put_refreshed(profiles, progress)
+            self._store.put_refreshed(profiles, progress, after=after)
 
     def delete(self, user_id: str) -> bool:
         """As the store's, in a span."""

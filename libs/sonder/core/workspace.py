@@ -9,19 +9,23 @@ audiences/index.json                                             which of these 
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
 keys.json                                                        API keys of the gateway, as digests
 erasures/<digest>.json                                           users who asked to be forgotten, and when
-log/online/                                                      events that arrived online, always local
+log/online/                                                      events that arrived online, always local (NODE_FOLDER)
 log/features/<release>/                                          what the scoring deployment read, of some users
-store/<release>/  store/audiences/<digest>/                      the embedded online stores, always local
+store/<release>/  store/audiences/<digest>/                      the embedded online stores, always local (NODE_FOLDER)
 .staging/                                                        work that is not published
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from sonder.core.errors import ConfigurationError
+from sonder.core.ids import digest_json
 from sonder.core.storage import Folder
+
+NODE_FOLDER = "SONDER_NODE_FOLDER"  # where a node of a cluster keeps what it does not share
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,14 @@ class Workspace:
         return self._local("log") / "online"
 
     def _local(self, name: str) -> Path:
+        """Below the workspace, or where the node keeps such things: a workspace that nodes share has no local disk."""
+        if node_folder := os.environ.get(NODE_FOLDER):
+            return Path(node_folder) / digest_json(self.root.uri) / name
         if not self.root.is_local:
             raise ConfigurationError(
                 f"The embedded {name} cannot live at {self.root}",
-                expected="a local folder",
-                do="Serve from a node with a local copy of the workspace.",
+                expected=f"a local folder in {NODE_FOLDER}, or a local workspace",
+                do=f"Set {NODE_FOLDER} to a folder on a disk of its own on every node, before Ray is started.",
             )
         return Path(self.root.path) / name
 

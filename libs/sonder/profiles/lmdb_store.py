@@ -21,7 +21,7 @@ from typing import Any
 import lmdb
 
 from sonder.core.errors import ArtefactMismatch, NotFound
-from sonder.profiles.store import Progress, StoredProfile, StoreMetadata, key_of, pack, unpack
+from sonder.profiles.store import Progress, StoredProfile, StoreMetadata, key_of, pack, progress_moved, unpack
 
 _METADATA_KEY, _PROGRESS_KEY = b"m", b"a"
 _PROGRESS = struct.Struct("<qq")
@@ -99,9 +99,11 @@ class LmdbStore:
         self._write(records)
         return len(records)
 
-    def put_refreshed(self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress) -> None:
+    def put_refreshed(
+        self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress, *, after: Progress | None = None
+    ) -> None:
         records = sorted((key_of(user_id), pack(profile, self._fingerprint)) for user_id, profile in profiles)
-        self._write([*records, (_PROGRESS_KEY, _PROGRESS.pack(*progress))])
+        self._write([*records, (_PROGRESS_KEY, _PROGRESS.pack(*progress))], after=after)
 
     def records(self, user_ids: Sequence[str]) -> list[bytes | None]:
         with self._begin() as transaction:
@@ -125,7 +127,10 @@ class LmdbStore:
 
     def progress(self) -> Progress:
         with self._begin() as transaction:
-            content = transaction.get(_PROGRESS_KEY)
+            return self._progress(transaction)
+
+    def _progress(self, transaction: Any) -> Progress:
+        content = transaction.get(_PROGRESS_KEY)
         return Progress(0, self._metadata.as_of_us) if content is None else Progress(*_PROGRESS.unpack(content))
 
     def delete(self, user_id: str) -> bool:
@@ -212,12 +217,14 @@ class LmdbStore:
             pending, self._pending = self._pending, None
             pending.commit()
 
-    def _write(self, records: list[tuple[bytes, bytes]]) -> None:
+    def _write(self, records: list[tuple[bytes, bytes]], *, after: Progress | None = None) -> None:
         """All records in one transaction; the map grows until they fit."""
         self._commit()
         while True:
             try:
                 with self._environment.begin(write=True) as transaction, transaction.cursor() as cursor:
+                    if after is not None and (found := self._progress(transaction)) != after:
+                        raise progress_moved(found, after)
                     cursor.putmulti(records)
                     return
             except lmdb.MapFullError:

@@ -1,4 +1,4 @@
-"""The log of events that arrived online: durable before they are accepted, each event once, read in their order.
+"""The log of online events on one node: durable before they are accepted, each event once, read in their order.
 
 One LMDB environment per node, `log/online` of the workspace, written by every gateway replica and read by all.
 events    sequence number (8 bytes, big-endian) -> the event
@@ -15,21 +15,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lmdb
 
 from sonder.events.online import OnlineEvent
+from sonder.profiles.event_log import Appended
 
 _GROWTH_BYTES = 1 << 30
 _DATABASES = (b"events", b"ids", b"by_user", b"erased")
-
-
-class Appended(NamedTuple):
-    """What became of a batch."""
-
-    accepted: int
-    duplicates: int
 
 
 class OnlineLog:

@@ -22,7 +22,16 @@ from redis.lock import Lock
 
 from sonder.core.errors import ArtefactMismatch, ConfigurationError, NotFound, NotReady
 from sonder.profiles.redis_connection import LOAD_TIMEOUT_S, READ_TIMEOUT_S, RedisServer
-from sonder.profiles.store import LAYOUT_VERSION, Progress, StoredProfile, StoreMetadata, key_of, pack, unpack
+from sonder.profiles.store import (
+    LAYOUT_VERSION,
+    Progress,
+    StoredProfile,
+    StoreMetadata,
+    key_of,
+    pack,
+    progress_moved,
+    unpack,
+)
 
 _RECORDS_PER_COMMAND = 1_000
 _SAMPLED_RECORDS = 256
@@ -40,10 +49,12 @@ return #ARGV
 """
 _REFRESH = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+local reached = redis.call('GET', KEYS[3]) or ARGV[3]
+if ARGV[2] ~= '' and ARGV[2] ~= reached then return -2 end
 local new = 0
-for i = 2, #ARGV do
-  new = new + 1 - redis.call('EXISTS', KEYS[i + 2])
-  redis.call('SET', KEYS[i + 2], ARGV[i])
+for i = 4, #ARGV do
+  new = new + 1 - redis.call('EXISTS', KEYS[i])
+  redis.call('SET', KEYS[i], ARGV[i])
 end
 redis.call('INCRBY', KEYS[2], new)
 redis.call('SET', KEYS[3], ARGV[1])
@@ -137,11 +148,17 @@ class RedisStore:
             raise self._lost()
         return done
 
-    def put_refreshed(self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress) -> None:
+    def put_refreshed(
+        self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress, *, after: Progress | None = None
+    ) -> None:
         records = dict(self._packed(profiles))
         keys = [self._prefix + name for name in (b"m", b"n", b"a")]
+        expected = b"" if after is None else orjson.dumps(list(after))
+        moves = [orjson.dumps(list(progress)), expected, orjson.dumps(list(self._start()))]
         with self._server.asked():
-            done = int(self._refresh([*keys, *records], [orjson.dumps(list(progress)), *records.values()]))
+            done = int(self._refresh([*keys, *records], [*moves, *records.values()]))
+        if done == -2 and after is not None:
+            raise progress_moved(self.progress(), after)
         if done < 0:
             raise self._lost()
 
@@ -169,9 +186,11 @@ class RedisStore:
     def progress(self) -> Progress:
         with self._server.asked() as client:
             content = client.get(self._prefix + b"a")
-        return (
-            Progress(0, self._metadata.as_of_us) if content is None else Progress(*orjson.loads(cast("bytes", content)))
-        )
+        return self._start() if content is None else Progress(*orjson.loads(cast("bytes", content)))
+
+    def _start(self) -> Progress:
+        """Of a store that no refresh has written to."""
+        return Progress(0, self._metadata.as_of_us)
 
     def delete(self, user_id: str) -> bool:
         keys = [self._prefix + b"m", self._prefix + b"n", self._prefix + key_of(user_id)]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from sonder.core.errors import ArtefactMismatch, InvalidRequest
+from sonder.core.errors import ArtefactMismatch, InvalidRequest, NotReady
 
 LAYOUT_VERSION = 2
 _HEADER = struct.Struct("<8sqIII")
@@ -70,6 +70,15 @@ class Progress(NamedTuple):
     as_of_us: int  # the newest time that they were computed for
 
 
+def progress_moved(found: Progress, expected: Progress) -> NotReady:
+    """Another refresh was faster."""
+    return NotReady(
+        f"The online store has followed the log to {found.sequence}",
+        expected=f"{expected.sequence}, where this refresh began",
+        do="Nothing: it reads the records again and goes on from there.",
+    )
+
+
 class ProfileStore(Protocol):
     """Read by the gateway in its own process; written by the loader and by refreshes.
 
@@ -85,8 +94,14 @@ class ProfileStore(Protocol):
     def put_many(self, profiles: Iterable[tuple[str, StoredProfile]]) -> int:
         """Write or replace records, all or none; how many."""
 
-    def put_refreshed(self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress) -> None:
-        """Write refreshed records and how far they are, all or none."""
+    def put_refreshed(
+        self, profiles: Iterable[tuple[str, StoredProfile]], progress: Progress, *, after: Progress | None = None
+    ) -> None:
+        """Write refreshed records and how far they are, all or none.
+
+        `after`: only if the store's progress is still this one, else NotReady: what was computed from the records of
+        that moment would undo what another refresh, on another node, has written since.
+        """
 
     def records(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Packed records as they are held, of whatever release and however broken; for `put_unchanged`."""
