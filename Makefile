@@ -11,7 +11,7 @@ SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos soak proto docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors capacity chaos soak proto docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-retrieval: setup ## nearest items by index against exact; ends in one JSON
 
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors
+
+capacity: setup ## nodes, memory, disk and cost for 10, 100 and 500 million users, and what breaks first (docs/capacity.md)
+	$(BIN)/python -m benchmarks.capacity
 
 soak: setup $(SERVED) ## an hour of mixed load: failures, lost events, memory; ends in one JSON line
 	$(BIN)/python -m benchmarks.soak $(SERVED)
