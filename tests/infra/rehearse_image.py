@@ -164,7 +164,7 @@ def _copy(
 
 _INSIDE = """
 ip link set lo up && ip address add {address}/32 dev lo
-mount --bind {root} {root} && mount -o remount,bind,ro {root} && mount -o remount,ro {root}/usr
+mount --rbind {root} {root} && mount -o remount,bind,ro {root} && mount -o remount,bind,ro {root}/usr
 for writable in tmp var/lib/sonder; do mount -t tmpfs -o mode=1777 tmpfs {root}/$writable; done
 mkdir -p {root}/tmp/shm && chmod 1777 {root}/tmp/shm && mount --bind {root}/tmp/shm {root}/dev/shm
 exec chroot {root} setpriv --reuid {user} --regid {group} --clear-groups --no-new-privs --inh-caps=-all \

@@ -156,7 +156,7 @@ sonder-haproxy -c -f /tmp/haproxy.cfg && grep -E 'bind|x-request-start' /tmp/hap
 WHO = "id -u; sonder --help | head -3; touch /etc/x /usr/x /var/x; touch /tmp/x /var/lib/sonder/x && echo writable"
 IMPORTS = """
 python -c 'import services.gateway.app, pipelines.cli, sonder; print(sonder.__file__)'
-pip check
+python -m pip check
 """
 
 

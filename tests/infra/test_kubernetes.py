@@ -475,3 +475,22 @@ def test_builds_and_serving_share_a_workspace_and_a_store(environment: str) -> N
 def test_the_alerts_are_those_of_the_observability_folder() -> None:
     alerts = yaml.safe_load((ROOT / "infra" / "observability" / "alerts.yaml").read_text(encoding="utf-8"))
     assert named("production", "PrometheusRule")["spec"] == alerts
+
+
+@pytest.mark.parametrize("page", ["docs/kubernetes.md", "docs/capacity.md", "infra/README.md"])
+def test_every_link_of_a_guide_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    assert links
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_the_guide_names_what_there_is() -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    names = {(one["kind"], one["metadata"]["name"]) for one in resources("base")}
+    assert {kind for kind, _ in names if kind.startswith("Ray")} == set(
+        re.findall(r"^\| (Ray\w+) `", guide, re.MULTILINE)
+    )
+    labels = set(re.findall(r"sonder\.dev/[\w-]+", (KUBERNETES / "base" / "network.yaml").read_text(encoding="utf-8")))
+    assert labels == {"sonder.dev/reads-profiles", "sonder.dev/holds-data"}
+    assert all(label in guide for label in labels)
