@@ -36,6 +36,7 @@ def render(v: Values, sizes: tuple[float, ...] = SIZES) -> str:
         _table([*_LIMITED, *heads, "breaks at", "what to change then"], _limits(sizes, v)),
         _table(["constant", "value", "unit", "source", "how"], _constants(v)),
     ]  # fmt: skip
+    blocks[2] = _firsts(sizes, v) + "\n\n" + blocks[2]
     titles = ("## What it takes", "## Where the hours go", "## What breaks first", "## The constants")
     return "\n\n".join(f"{title}\n\n{block}" for title, block in zip(titles, blocks, strict=True)) + "\n"
 
@@ -80,6 +81,17 @@ def _limits(sizes: tuple[float, ...], v: Values) -> list[list[str]]:
         change = limit.change.format(bucket_mib=f"{bucket_mib:,.0f}")
         rows.append([limit.name, _link(limit.where), allowed, *map(_plain, cells), when, change])
     return rows
+
+
+def _firsts(sizes: tuple[float, ...], v: Values) -> str:
+    """For each size what has given way since the one before, in its order."""
+    lines, before = [], 0.0
+    for users in sizes:
+        found = sorted((breaks_at(one, v), one.name) for one in LIMITS if before < breaks_at(one, v) <= users)
+        told = "; ".join(f"{name} ({_short(at)})" for at, name in found) or "nothing"
+        lines.append(f"- On the way to **{_short(users)} users**: {told}.")
+        before = users
+    return "\n".join(lines)
 
 
 def _constants(v: Values) -> list[list[str]]:

@@ -125,8 +125,11 @@ CONSTANTS = (
     Constant("gateway_mib", 374, "MiB", _SOAK, "748 for two, after an hour"),
     Constant("stages_mib", 1_765, "MiB", _SOAK, "embedding, segmentation, scoring, retrieval of 5,000 users, refresh"),
     Constant("node_mib", 710, "MiB", _SOAK, "Ray's and HAProxy's own processes of a node"),
-    Constant("history_bytes_event", 25, "bytes", _HERE, "Parquet of a snapshot: the page's own measurement"),
-    Constant("release_bytes_user", 3_200, "bytes", _HERE, "Parquet of a release: the page's own measurement"),
+    Constant("history_bytes_event", 17.4, "bytes", _HERE, "Parquet of a snapshot: the page's own measurement"),
+    Constant("release_bytes_user", 2_012, "bytes", _HERE, "Parquet of a release: the page's own measurement"),
+    Constant(
+        "report_bytes_user", 1_880, "bytes", _HERE, "of profiles, interests and affinities in memory: measured here"
+    ),
     Constant(
         "bucket_bytes_event",
         100,

@@ -41,7 +41,7 @@ LIMITS = (
     Limit(
         "the report reads the whole log and every profile in the driver",
         "pipelines/report.py",
-        lambda users, v: users * (2 * v["events_per_user"] * v["timeline_bytes_event"] + 4 * v["dim"] + 600) / GIB,
+        lambda users, v: users * (2 * v["events_per_user"] * v["timeline_bytes_event"] + v["report_bytes_user"]) / GIB,
         lambda v: v["work_gib"] * (1 - v["object_store_share"]),
         "GiB",
         "sums by task over buckets: events a week, counts of interests and affinities",
