@@ -145,15 +145,46 @@ def released(tmp_path: Path) -> Iterator[tuple[TinyRelease, str]]:
         yield build_tiny_release(tmp_path), url
 
 
-def test_the_arguments_build_the_application(released: tuple[TinyRelease, str]) -> None:
-    release, url = released
-    for name in ON_CLUSTERS:
-        args = CONFIGS[name]["applications"][0]["args"]
-        asked = GatewayArgs.model_validate({**args, "workspace": release.workspace.root.uri, "store": url})
-        gateway = build(asked)._bound_deployment
-        found = {gateway.name} | {bound._bound_deployment.name for bound in gateway.init_kwargs.values()
-                                  if hasattr(bound, "_bound_deployment")}  # fmt: skip
-        assert found == set(deployments(CONFIGS[name]))
+def bound(release: TinyRelease, url: str, config: Any) -> dict[str, Any]:
+    """The deployments that a configuration's arguments build, by name."""
+    args = config["applications"][0]["args"] | {"workspace": release.workspace.root.uri, "store": url}
+    gateway = build(GatewayArgs.model_validate(args))._bound_deployment
+    others = [one._bound_deployment for one in gateway.init_kwargs.values() if hasattr(one, "_bound_deployment")]
+    return {one.name: one for one in (gateway, *others)}
+
+
+@pytest.mark.parametrize("name", ON_CLUSTERS)
+def test_the_arguments_build_the_application_and_the_file_overrides_it(
+    name: str, released: tuple[TinyRelease, str]
+) -> None:
+    from ray.serve._private.application_state import override_deployment_info
+    from ray.serve._private.deployment_info import DeploymentInfo
+
+    made = bound(*released, CONFIGS[name])
+    assert set(made) == set(deployments(CONFIGS[name]))
+    infos = {
+        one.name: DeploymentInfo(
+            deployment_config=one._deployment_config,
+            replica_config=one._replica_config,
+            start_time_ms=0,
+            actor_name=one.name,
+            deployer_job_id="",
+            version="1",
+        )
+        for one in made.values()
+    }
+    (application,) = ServeDeploySchema.model_validate(CONFIGS[name]).applications
+    for deployment, info in override_deployment_info(infos, application).items():
+        asked, options = deployments(CONFIGS[name])[deployment], info.deployment_config
+        if "autoscaling_config" not in asked:
+            assert (deployment, options.autoscaling_config, options.num_replicas) == ("refresh", None, 1)
+            continue
+        scaling = options.autoscaling_config.model_dump()
+        assert {key: scaling[key] for key in asked["autoscaling_config"]} == asked["autoscaling_config"]
+        # What the file does not name is the code's.
+        code = GATEWAY_OPTIONS if deployment == "gateway" else STAGE_OPTIONS
+        assert options.max_ongoing_requests == code["max_ongoing_requests"]
+        assert options.max_queued_requests == code["max_queued_requests"]
 
 
 @pytest.mark.ray
