@@ -177,14 +177,16 @@ def test_every_step_runs_and_the_result_works_as_a_pod(tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
     program = ROOT / "tests" / "infra" / "rehearse_image.py"
-    rehearsal = ["unshare", "--mount", sys.executable, program, DOCKERFILE, ROOT, tmp_path]
-    done = subprocess.run(
-        [*rehearsal, WHO, IMPORTS, HAPROXY, NODE],
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "rehearsal"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", sys.executable, program, DOCKERFILE, ROOT, tmp_path, WHO, IMPORTS, HAPROXY, NODE],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "rehearsal"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(tmp_path)  # several GB
     assert done.returncode == 0, done.stderr[-4000:]
     nobody, imports, haproxy, node = (one["output"] for one in json.loads(done.stdout.splitlines()[-1]))
     assert nobody.startswith("10001\n")
