@@ -96,6 +96,9 @@ bench-doors: setup ## microseconds of checking a key or a token
 bench-increment: setup ## 1 %, 10 % and 100 % new events merged onto a release, beside everything anew and a full build; ends in one JSON line
 	$(BIN)/python -m benchmarks.increment
 
+capacity: setup ## nodes, memory, disk and cost for 10, 100 and 500 million users, and what breaks first (docs/capacity.md)
+	$(BIN)/python -m benchmarks.capacity
+
 soak: setup $(SERVED) ## an hour of mixed load: failures, lost events, memory; ends in one JSON line
 	$(BIN)/python -m benchmarks.soak $(SERVED)
 
