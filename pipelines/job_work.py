@@ -170,6 +170,8 @@ def absolute_paths(config: SonderConfig) -> dict[str, Any]:
     """The configuration as plain data, with local paths made absolute: a job has another working directory."""
     content = config.model_dump(mode="json")
     content["workspace"] = _absolute(config.workspace)
+    if config.consumers:
+        content["consumers"] = _absolute(config.consumers)
     content["events"]["path"] = [_absolute(path) for path in config.events.paths]
     for name in ("items", "users"):
         if content[name]:
