@@ -9,6 +9,8 @@ SonderError                    HTTP status when it reaches the gateway
 ├── InvalidRequest             422   the caller's request breaks the contract
 │   └── InvalidRule            422   the rule of an audience cannot be read, or does not fit the data
 ├── NotReady                   503   a release is not loaded yet
+├── StorageError               500   the store of the workspace refuses: no bucket, no access, another clock
+│   └── StorageUnavailable     503   it does not answer
 └── StageUnavailable           503   a stage of the request path failed or ran out of time
 """
 
@@ -26,6 +28,8 @@ __all__ = [
     "NotReady",
     "SonderError",
     "StageUnavailable",
+    "StorageError",
+    "StorageUnavailable",
     "TooManyBadRows",
 ]
 
@@ -99,6 +103,15 @@ def _rebuild_rule_error(found: str, expected: str, do: str, excerpt: str) -> Inv
 class NotReady(SonderError):
     status = 503
     title = "Not ready"
+
+
+class StorageError(SonderError):
+    title = "The store of the workspace refuses"
+
+
+class StorageUnavailable(StorageError):
+    status = 503
+    title = "The store of the workspace does not answer"
 
 
 class StageUnavailable(SonderError):
