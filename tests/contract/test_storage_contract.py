@@ -247,8 +247,8 @@ def test_one_process_at_a_time_holds_a_lock(root: Folder) -> None:
         other.start()
         other.join(20)
         assert refused.is_set()
-    with exclusive(root / "lock", last=True):
-        pass
+    with exclusive(root / "lock") as held:
+        held.is_last = True
     assert root.files() == []
 
 

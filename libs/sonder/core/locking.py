@@ -35,7 +35,9 @@ LOOK_S = 1.0
 
 
 class Held:
-    """A lock that is held."""
+    """A lock that is held; set `is_last` where nobody will ask for it again, and nothing is left of it."""
+
+    is_last = False
 
     def check(self) -> None:
         """DataError where it was lost: another process may be at work now."""
@@ -76,16 +78,16 @@ class Lease(Held):
         self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._beating.start()
 
-    def release(self, *, remove: bool = False) -> None:
-        """Let others have it at once; `remove` the object where nobody will ask for it again."""
+    def release(self) -> None:
+        """Let others have it at once."""
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
         if self._is_lost.is_set():
             return
-        with suppress(FileExistsError, StorageError):  # else it runs out by itself
+        with suppress(FileExistsError, StorageError):  # removed already, or else it runs out by itself
             self._version = self._fs.replace(self._path, orjson.dumps({"free": True, **self._holder}), self._version)
-            if remove:
+            if self.is_last:
                 self._fs.rm_file(self._path)
 
     def check(self) -> None:
@@ -127,29 +129,27 @@ class Lease(Held):
 
 
 @contextmanager
-def exclusive(file: Folder, *, timeout_s: float = 0.0, last: bool = False) -> Iterator[Held]:
-    """Hold the lock of this name; TimeoutError where another process does. `last`: nobody will ask for it again."""
+def exclusive(file: Folder, *, timeout_s: float = 0.0) -> Iterator[Held]:
+    """Hold the lock of this name; TimeoutError where another process does."""
     if file.is_conditional:
         lease = Lease(file)
         lease.acquire(timeout_s)
-        done = False
         try:
             yield lease
-            done = True
         finally:
-            lease.release(remove=last and done)
+            lease.release()
     elif file.is_local:
         Path(file.path).parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file.path)
+        lock, held = FileLock(file.path), Held()
         try:
             lock.acquire(timeout=timeout_s)
         except Timeout as error:
             raise TimeoutError(f"{file} is held") from error
         try:
-            yield Held()
-            if last:
-                Path(file.path).unlink(missing_ok=True)
+            yield held
         finally:
+            if held.is_last:
+                Path(file.path).unlink(missing_ok=True)
             lock.release()
     else:
         yield Held()

@@ -306,7 +306,7 @@ def publish(staged: Folder, final: Folder, manifest: dict[str, Any]) -> None:
         raise _is_there(final)
     lock = Folder(final.fs, posixpath.join(posixpath.dirname(final.path), f".{final.name}.publishing"))
     try:
-        with exclusive(lock, timeout_s=_PUBLISH_WAIT_S, last=True) as held:
+        with exclusive(lock, timeout_s=_PUBLISH_WAIT_S) as held:
             if final.is_published():
                 raise _is_there(final)
             if final.is_local:
@@ -315,6 +315,7 @@ def publish(staged: Folder, final: Folder, manifest: dict[str, Any]) -> None:
             final.remove()
             if final.is_local:
                 os.rename(staged.path, final.path)
+                held.is_last = True
                 return
             copied = _copy_all(staged, final)
             held.check()
@@ -322,6 +323,7 @@ def publish(staged: Folder, final: Folder, manifest: dict[str, Any]) -> None:
                 (final / MANIFEST).create_bytes(json_bytes(manifest))
             except FileExistsError as error:
                 raise _is_there(final) from error
+            held.is_last = True
             logger.debug("%s: %d files copied", final, copied)
     except TimeoutError as error:
         raise DataError(

@@ -7,6 +7,8 @@ served before it (newest first), so that rolling back twice goes back two.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -51,15 +53,18 @@ class Current:
 
     @classmethod
     def read(cls, file: Folder) -> Current:
+        """What the file says; NotFound if there is none."""
         try:
-            content: dict[str, Any] = file.read_json()
+            return cls.of(file.read_json())
+        except ValueError as error:
+            raise _unreadable(error) from error
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Current:
+        try:
             return cls(**{**content, "history": tuple(Promotion(**entry) for entry in content["history"])})
         except (TypeError, KeyError, ValueError) as error:
-            raise ArtefactMismatch(
-                f"releases/{CURRENT} cannot be read: {error}",
-                expected="what `sonder release promote` writes",
-                do="Promote a release again.",
-            ) from error
+            raise _unreadable(error) from error
 
     @property
     def promotion(self) -> Promotion:
@@ -117,20 +122,22 @@ class Registry:
 
     def show(self, release_id: str) -> Manifest:
         """One release; NotFound names those that exist."""
-        folder = self._workspace.release(release_id)
-        if not RELEASE_ID.fullmatch(release_id) or not folder.is_published():
-            existing = [folder.name for folder in self._workspace.releases.children() if folder.is_published()]
-            raise NotFound(
-                f"No release {release_id!r} in {self._workspace.root}",
-                expected="one of " + ", ".join(existing) if existing else "a release that was built",
-                do="" if existing else "`sonder build` makes one.",
-            )
-        return read_release(folder)
+        if RELEASE_ID.fullmatch(release_id):
+            with suppress(NotFound):
+                return read_release(self._workspace.release(release_id))
+        existing = [folder.name for folder in self._workspace.releases.children() if folder.is_published()]
+        raise NotFound(
+            f"No release {release_id!r} in {self._workspace.root}",
+            expected="one of " + ", ".join(existing) if existing else "a release that was built",
+            do="" if existing else "`sonder build` makes one.",
+        )
 
     def current(self) -> Current | None:
         """What is served, None before the first promotion."""
-        file = self._workspace.releases / CURRENT
-        return Current.read(file) if file.exists() else None
+        try:
+            return Current.read(self._workspace.releases / CURRENT)
+        except NotFound:
+            return None
 
     def promote(self, release_id: str, *, reason: str) -> Current:
         """Verify a release against its digests, then serve it; nothing changes if it is served already."""
@@ -139,8 +146,14 @@ class Registry:
         current = self.current()
         if current is not None and current.release == release_id:
             return current
-        history = () if current is None else (current.promotion, *current.history)
-        return self._switch(Current.after(Promotion(release_id, _now(), reason), history))
+        promotion = Promotion(release_id, _now(), reason)
+
+        def switched(current: Current | None) -> Current:
+            if current is None or current.release == release_id:
+                return current or Current.after(promotion, ())
+            return Current.after(promotion, (current.promotion, *current.history))
+
+        return self._switch(switched)
 
     def rollback(self, *, reason: str) -> Current:
         """Serve the predecessor again, verified like any other."""
@@ -153,12 +166,37 @@ class Registry:
             )
         manifest = self.show(current.predecessor)
         verify_files(self._workspace.release(manifest.id), manifest)
+        rolled_back = current
         told = f"rolled back from {current.release}: {reason}"
-        return self._switch(Current.after(Promotion(manifest.id, _now(), told), current.history[1:]))
 
-    def _switch(self, current: Current) -> Current:
-        (self._workspace.releases / CURRENT).write_json(asdict(current))
-        return current
+        def switched(current: Current | None) -> Current:
+            if current != rolled_back:
+                raise InvalidRequest(
+                    f"{rolled_back.release} is not current any more: another process has switched",
+                    do="Look at `sonder release list` and try again.",
+                )
+            return Current.after(Promotion(manifest.id, _now(), told), rolled_back.history[1:])
+
+        return self._switch(switched)
+
+    def _switch(self, switched: Callable[[Current | None], Current]) -> Current:
+        """Replace CURRENT by what follows from it, so that of two switches at once neither is lost."""
+
+        def change(found: dict[str, Any] | None) -> dict[str, Any]:
+            return asdict(switched(None if found is None else Current.of(found)))
+
+        try:
+            return Current.of((self._workspace.releases / CURRENT).update_json(change))
+        except ValueError as error:
+            raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> ArtefactMismatch:
+    return ArtefactMismatch(
+        f"releases/{CURRENT} cannot be read: {error}",
+        expected="what `sonder release promote` writes",
+        do="Promote a release again.",
+    )
 
 
 def _now() -> str:

@@ -50,7 +50,8 @@ def test_who_gives_signs_of_life_keeps_its_lease(file: Folder) -> None:
     first.check()
     first.release()
     second.acquire(0.0)
-    second.release(remove=True)
+    second.is_last = True
+    second.release()
     assert not file.exists()
 
 
