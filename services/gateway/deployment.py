@@ -30,6 +30,7 @@ from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import read_erasures
 from sonder.profiles.loading import drop_erased
+from sonder.profiles.log_shipping import LogShipper
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.store import ProfileStore
 from sonder.releases.artefacts import Release, served_release
@@ -55,14 +56,16 @@ class Gateway:
         needs_keys: bool = False,
         tokens: dict[str, Any] | None = None,
         grpc: dict[str, Any] | None = None,
+        local_dir: str | None = None,
     ) -> None:
         start_observing("gateway")
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
-        self._workspace, self._store = Workspace.at(workspace), store
+        self._workspace, self._store = Workspace.at(workspace, local_dir), store
         self._stages = HandleStages(
             embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval
         )
         self._log = OnlineLog(self._workspace.online_log)
+        self._shipper = LogShipper(self._workspace, self._log) if self._workspace.is_shared else None
         known = Tokens(TokensConfig.model_validate(tokens)) if tokens is not None else None
         self._doors = Doors(self._workspace.keys, known) if needs_keys else None
         first = release or served_release(self._workspace)
@@ -78,6 +81,8 @@ class Gateway:
         self._following: asyncio.Task[None] | None = None
         self._app: FastAPI | None = None
         self._grpc, self._rpc = grpc, RpcServer(self._engine, self._doors)
+        if self._shipper is not None:
+            self._shipper.start()
 
     def _engine(self) -> Engine | None:
         return None if self._app is None else self._app.state.engine
@@ -85,6 +90,8 @@ class Gateway:
     async def __del__(self) -> None:
         """Serve awaits this when the replica is stopped, after the HTTP requests under way."""
         await self._rpc.stop()
+        if self._shipper is not None:
+            await asyncio.to_thread(self._shipper.close)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         self._app = create_app(self._follower.part, doors=self._doors)
@@ -139,9 +146,10 @@ class Refresh:
         segmentation: Any,
         scoring: Any,
         store: str | None = None,
+        local_dir: str | None = None,
     ) -> None:
         start_observing("refresh")
-        self._workspace, self._store = Workspace.at(workspace), store
+        self._workspace, self._store = Workspace.at(workspace, local_dir), store
         self._stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
         self._log = OnlineLog(self._workspace.online_log)
         first = release or served_release(self._workspace)
@@ -183,6 +191,7 @@ class Refresh:
         """The old release goes on being refreshed until it is retired: some gateways still answer from it."""
         if part.running is None:
             lock = self._workspace.store / f"{part.release}.refresh.lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
             part.running = asyncio.create_task(part.refresher.run(lock))
 
     async def _retire(self, part: _Refreshing) -> None:
