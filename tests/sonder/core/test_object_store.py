@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -69,6 +72,43 @@ def test_a_listing_of_more_than_one_page_is_whole(root: Folder) -> None:
     assert [child.name for child in (root / "many").children()] == names
     (root / "many").remove()
     assert not root.exists()
+
+
+_PUBLISHER = """
+import sys, time
+from sonder.core.object_store import ObjectStore
+from sonder.core.storage import Folder, publish
+
+copy = ObjectStore.cp_file
+
+def slowly(self, source, target):
+    time.sleep(0.1)
+    copy(self, source, target)
+
+ObjectStore.cp_file = slowly
+publish(Folder.at(sys.argv[1]), Folder.at(sys.argv[2]), {"rows": 1})
+"""
+
+
+def test_a_publication_that_is_killed_half_way_is_invisible_and_is_done_again(root: Folder) -> None:
+    names = [f"{number:03d}" for number in range(80)]
+    staged, final = root / ".staging" / "x", root / "x"
+    for name in names:
+        (staged / name).write_bytes(name.encode())
+    with subprocess.Popen([sys.executable, "-c", _PUBLISHER, str(staged), str(final)]) as publisher:
+        deadline = time.monotonic() + 30
+        while len(final.files()) < 5:
+            assert publisher.poll() is None
+            assert time.monotonic() < deadline
+        publisher.kill()
+    assert 5 <= len(final.files()) < 80
+    assert not final.is_published()
+    with pytest.raises(NotFound):
+        read_manifest(final)
+    (final / "leftover").write_bytes(b"of another build")
+    publish(staged, final, {"rows": 1})
+    assert final.files() == [*names, "manifest.json"]
+    assert [name for name in root.files() if not name.startswith("x/")] == []
 
 
 def test_what_is_too_large_for_the_server_is_copied_through_this_machine(
