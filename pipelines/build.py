@@ -14,10 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 import sonder
 from pipelines.cluster import cluster_users
@@ -34,6 +31,7 @@ from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.errors import ConfigurationError, DataError
 from sonder.core.ids import digest_json
+from sonder.core.locking import Held, exclusive
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
@@ -224,8 +222,9 @@ def run_until(config: SonderConfig, last: str) -> dict[str, Any]:
         return {"snapshot": build.snapshot, **read_manifest(build.workspace.history(build.snapshot))["counts"]}
     if build.workspace.release(build.release_id).is_published():
         return {"release": build.release_id, "status": "released already"}
-    with only_build(build):
+    with only_build(build) as held:
         for name in list(STEPS)[: list(STEPS).index(last) + 1]:
+            held.check()
             result = run_step(build, name, STEPS[name])
         return result
 
@@ -242,11 +241,13 @@ def build(config: SonderConfig, snapshot: str | None = None) -> str:
 
 
 def _build_release(build: Build) -> str:
-    with only_build(build):
+    with only_build(build) as held:
         if build.workspace.release(build.release_id).is_published():
             return build.release_id  # by the process that held the lock until now
         for name, step in STEPS.items():
+            held.check()
             run_step(build, name, step)
+        held.check()
         seal(
             build.target,
             build.workspace,
@@ -303,24 +304,16 @@ def _parent_release(build: Build) -> str | None:
 
 
 @contextmanager
-def only_build(build: Build) -> Iterator[None]:
+def only_build(build: Build) -> Iterator[Held]:
     """Two builds of the same release would write the same files; the second is told so."""
-    if not build.staging.is_local:  # object stores have no locks; `sonder submit` gives the same work one job id
-        yield
-        return
-    Path(build.staging.path).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{build.staging.path}.lock")
+    lock = Folder(build.staging.fs, f"{build.staging.path}.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
+        with exclusive(lock) as held:
+            yield held
+            held.is_last = build.workspace.release(build.release_id).is_published()  # whoever waits looks for it first
+    except TimeoutError as error:
         raise DataError(
-            f"Another process is building {build.release_id} in {build.workspace.root}",
+            f"Another process is building {build.release_id} in {build.workspace.root} ({error})",
             expected="one build of a release at a time",
             do="Wait for it, or end it; then the same command goes on where it stopped.",
         ) from error
-    try:
-        yield
-    finally:
-        if build.workspace.release(build.release_id).is_published():
-            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it looks for the release first
-        lock.release()

@@ -256,6 +256,7 @@ def serve(
         port=port or resolved.serving.port,
         gateways=resolved.serving.gateways,
         store=resolved.serving.store,
+        local_dir=resolved.serving.local_dir,
         needs_keys=resolved.serving.needs_keys,
         log_features=resolved.serving.log_features,
         trace=trace,

@@ -29,7 +29,7 @@ def store_load(
     from sonder.releases.artefacts import Release, served_release
 
     resolved = load(config, overrides or ())
-    workspace = Workspace.at(resolved.workspace)
+    workspace = Workspace.at(resolved.workspace, resolved.serving.local_dir)
     release = Release.open(workspace, release_id or served_release(workspace))
     store = release.open_store(resolved.serving.store)
     size_mib = store.size_bytes() / 2**20
@@ -48,5 +48,5 @@ def store_drop(
     from sonder.releases.stores import drop_store
 
     resolved = load(config, overrides or ())
-    drop_store(Workspace.at(resolved.workspace), release_id, resolved.serving.store)
+    drop_store(Workspace.at(resolved.workspace, resolved.serving.local_dir), release_id, resolved.serving.store)
     typer.echo(f"The online store of {release_id} is removed. `sonder store load {release_id}` makes it again.")

@@ -1,6 +1,7 @@
 """`sonder forget`: erase a user without a running gateway, and show by search where the user still is.
 
-The same as DELETE /v1/users/{id}: a tombstone, then out of the online log and of every store on this machine. Gateways
+The same as DELETE /v1/users/{id}: a tombstone, then out of the online log, of what nodes have shipped of theirs, and of
+every store on this machine. Gateways
 that run meanwhile see it at once. The search reads the user column of every table of the workspace: what it finds are
 releases and snapshots that exist already, which the next build leaves behind and `sonder release` may remove.
 """
@@ -19,6 +20,7 @@ from sonder.core.workspace import Workspace
 from sonder.events.contract import Col
 from sonder.events.erasure import record_erasure
 from sonder.profiles.lmdb_store import LmdbStore
+from sonder.profiles.log_shipping import erase_shipped
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.redis_log import RedisLog
 from sonder.profiles.redis_store import RedisStore
@@ -39,12 +41,14 @@ class Forgotten:
 
 def forget(config: SonderConfig, user_id: str) -> Forgotten:
     """Erase the user; safe to repeat."""
-    workspace, told = Workspace.at(config.workspace), Forgotten()
+    workspace, told = Workspace.at(config.workspace, config.serving.local_dir), Forgotten()
     record_erasure(workspace.erasures, user_id, at_us=time.time_ns() // 1000)
     if workspace.online_log.is_dir():
         log = OnlineLog(workspace.online_log)
         told.events_removed = log.erase(user_id)
         log.close()
+    if workspace.is_shared:
+        told.events_removed = max(told.events_removed, erase_shipped(workspace.shipped_log, user_id))
     for release in _loaded_releases(workspace):
         with LmdbStore.open(workspace.store / release, release=release, writable=True) as store:
             if store.delete(user_id):

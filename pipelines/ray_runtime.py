@@ -12,11 +12,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import RayTaskError
 
 from sonder.core.errors import SonderError
+from sonder.core.storage import Folder
 
 # Ray itself sets OMP_NUM_THREADS, which pyarrow, numpy and torch obey, to the CPUs of each task; Polars would start a
 # thread per core in every worker.
@@ -60,6 +63,17 @@ def cores_of_worker() -> int:
         cores = min([cores, *map(int, declared)])
     workers: int = ray.train.get_context().get_local_world_size()
     return max(cores // max(workers, 1), 1)
+
+
+def train_storage(folder: Folder) -> dict[str, Any]:
+    """`storage_path` and `storage_filesystem` of a training: on an object store through the client of everything else.
+
+    Ray would make a client of its own from the URI, with its own reading of the environment.
+    """
+    folder.fs.makedirs(folder.path, exist_ok=True)
+    if not folder.is_conditional:
+        return {"storage_path": folder.uri}
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import xgboost
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.xgboost import XGBoostTrainer
 
-from pipelines.ray_runtime import cores_of_worker, ensure_ray, worker_errors
+from pipelines.ray_runtime import cores_of_worker, ensure_ray, train_storage, worker_errors
 from pipelines.score_matrix import RowFiles, bins_of, quantised, set_labels, shared_rows
 from pipelines.score_rows import ModelPlan
 from sonder.core import telemetry
@@ -63,8 +63,6 @@ def train_boosters(
     workers = min(1 if num_workers is None else num_workers, len(buckets))
     if workers:
         ensure_ray()
-    storage = rows / "train"
-    storage.fs.makedirs(storage.path, exist_ok=True)
     trainer = XGBoostTrainer(
         train_loop_per_worker,
         train_loop_config={
@@ -80,7 +78,7 @@ def train_boosters(
         },
         scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
-            name="scores", storage_path=storage.uri, failure_config=FailureConfig(max_failures=MOST_FAILURES)
+            name="scores", failure_config=FailureConfig(max_failures=MOST_FAILURES), **train_storage(rows / "train")
         ),
     )
     with worker_errors():

@@ -26,7 +26,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from pipelines.align import align_onto
-from pipelines.ray_runtime import cores_of_worker, ensure_ray, worker_errors
+from pipelines.ray_runtime import cores_of_worker, ensure_ray, train_storage, worker_errors
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.ids import digest_json
@@ -75,9 +75,11 @@ def train_encoder(
         ensure_ray()
     workspace = Workspace.at(config.workspace).root.uri  # workers have a working directory of their own
     storage = Workspace.at(workspace).staging("training")
-    storage.fs.makedirs(storage.path, exist_ok=True)
     uses_gpu = bool(most_workers) and ray.cluster_resources().get("GPU", 0) >= most_workers
-    with telemetry.stage("train", snapshot=snapshot, workers=most_workers) as counts:
+    with (
+        telemetry.stage("train", snapshot=snapshot, workers=most_workers) as counts,
+        tempfile.TemporaryDirectory(prefix="sonder-training-") as scratch,
+    ):
         trainer = TorchTrainer(
             train_loop_per_worker,
             train_loop_config={
@@ -86,7 +88,7 @@ def train_encoder(
                 "snapshot": snapshot,
                 "cutoff_us": cutoff_us,
                 "progress": (storage / name / PROGRESS_FILE).uri,
-                "local_storage": (storage / name).path if most_workers == 0 else None,
+                "local_storage": scratch if most_workers == 0 else None,
             },
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
@@ -95,7 +97,7 @@ def train_encoder(
             ),
             run_config=RunConfig(
                 name=name,
-                storage_path=storage.uri,
+                **train_storage(storage),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 failure_config=FailureConfig(max_failures=MOST_FAILURES),
             ),

@@ -12,6 +12,7 @@ import pytest
 from sonder.core.config import load
 from sonder.core.loopback import LOOPBACK_ENVIRONMENT
 from tests.built import BuiltWorld, write_small_world
+from tests.s3_server import S3Server, running_s3
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
@@ -60,3 +61,18 @@ def built_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> 
     registry = Registry(Workspace.at(load(config_file, overrides).workspace))
     registry.promote(release_id, reason="test")
     return BuiltWorld(config_file, overrides, release_id)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 server for the session; use `s3` or `s3_environment` to talk to it."""
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, with this process' environment set for it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

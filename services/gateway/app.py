@@ -70,6 +70,7 @@ class GatewayArgs(BaseModel):
     grpc: GrpcArgs | None = Field(None, description="where gRPC is answered too")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else the embedded store of the node")
+    local_dir: str | None = Field(None, description="folder on each node's own disk (serving.local_dir)")
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
 
@@ -87,13 +88,14 @@ def build(args: GatewayArgs) -> Application:
     }
     computing = {name: stages[name] for name in ("embedding", "segmentation", "scoring")}
     refresh = serve.deployment(Refresh, name="refresh").options(**REFRESH_OPTIONS)
-    refreshing = refresh.bind(**where, **computing, store=args.store)
+    refreshing = refresh.bind(**where, **computing, store=args.store, local_dir=args.local_dir)
     gateway = serve.deployment(Gateway, name="gateway").options(**GATEWAY_OPTIONS, num_replicas=args.gateways)
     return gateway.bind(
         **where,
         **stages,
         refresh=refreshing,
         store=args.store,
+        local_dir=args.local_dir,
         needs_keys=args.needs_keys,
         tokens=None if args.tokens is None else args.tokens.model_dump(),
         grpc=None if args.grpc is None else args.grpc.model_dump(),

@@ -31,6 +31,8 @@ from sonder.core.config import TokensConfig
 from sonder.core.errors import NotReady, StageUnavailable
 from sonder.core.workspace import Workspace
 from sonder.profiles.event_log import open_event_log
+from sonder.profiles.log_shipping import LogShipper
+from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.store import ProfileStore
 from sonder.releases.artefacts import Release, served_release
 from sonder.releases.canary import Canary
@@ -55,20 +57,25 @@ class Gateway:
         needs_keys: bool = False,
         tokens: dict[str, Any] | None = None,
         grpc: dict[str, Any] | None = None,
+        local_dir: str | None = None,
     ) -> None:
         start_observing("gateway")
         self._refresh = refresh  # it reads the log by itself; it is held here so that it is deployed
-        self._workspace, self._store = Workspace.at(workspace), store
+        self._workspace, self._store = Workspace.at(workspace, local_dir), store
         self._stages = HandleStages(
             embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval
         )
         self._log = open_event_log(self._workspace, store)
+        ships = self._workspace.is_shared and isinstance(self._log, OnlineLog)  # a server's log is everybody's already
+        self._shipper = LogShipper(self._workspace, self._log) if ships else None
         known = Tokens(TokensConfig.model_validate(tokens)) if tokens is not None else None
         self._doors = Doors(self._workspace.keys, known) if needs_keys else None
         self._app: FastAPI | None = None
         self._serving = Serving(self._workspace, release, opened=self._open, assign=self._assign)
         self._following: asyncio.Task[None] | None = None
         self._grpc, self._rpc = grpc, RpcServer(self._engine, self._doors)
+        if self._shipper is not None:
+            self._shipper.start()
 
     def _engine(self) -> Engine | SplitEngine | None:
         return None if self._app is None else self._app.state.engine
@@ -76,6 +83,8 @@ class Gateway:
     async def __del__(self) -> None:
         """Serve awaits this when the replica is stopped, after the HTTP requests under way."""
         await self._rpc.stop()
+        if self._shipper is not None:
+            await asyncio.to_thread(self._shipper.close)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         self._app = create_app(self._serving.follower.part, doors=self._doors)
@@ -116,9 +125,10 @@ class Refresh:
         segmentation: Any,
         scoring: Any,
         store: str | None = None,
+        local_dir: str | None = None,
     ) -> None:
         start_observing("refresh")
-        self._workspace, self._store = Workspace.at(workspace), store
+        self._workspace, self._store = Workspace.at(workspace, local_dir), store
         self._stages = HandleStages(embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=None)
         self._log = open_event_log(self._workspace, store)
         first = release or served_release(self._workspace)
@@ -163,6 +173,8 @@ class Refresh:
         """The old release goes on being refreshed until it is retired: some gateways still answer from it."""
         if part.running is None:
             lock = None if self._store else self._workspace.refresh_lock(part.release)
+            if lock is not None:
+                lock.parent.mkdir(parents=True, exist_ok=True)
             part.running = asyncio.create_task(part.refresher.run(lock))
 
     async def _retire(self, part: _Refreshing) -> None:

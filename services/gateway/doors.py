@@ -22,8 +22,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.gateway.problems import problem
 from services.gateway.tokens import Refused, Tokens
 from sonder.core.errors import NotReady
-from sonder.core.keys import PREFIX, Caller, Key, find_key, read_keys
+from sonder.core.keys import PREFIX, Caller, find_key, read_keys
 from sonder.core.storage import Folder
+from sonder.core.watching import Watched
 
 OPEN = frozenset({"/healthz", "/readyz"})
 BATCH = "/v1/users:batchGet"
@@ -61,9 +62,8 @@ class Doors:
     """The keys of a workspace, and the tokens of an identity provider; one of these for all that a gateway answers."""
 
     def __init__(self, keys: Folder, tokens: Tokens | None = None) -> None:
-        self._file, self._tokens = keys, tokens
-        self._keys: dict[str, Key] = {}
-        self._looked = -math.inf
+        self._keys = Watched(keys, lambda: read_keys(keys), every_s=LOOK_EVERY_S)
+        self._tokens = tokens
         self._buckets: dict[str, tuple[float, float]] = {}  # caller id -> tokens, when
 
     async def refusal(self, presented: str | None, asked: Asked) -> Refusal | None:
@@ -92,16 +92,10 @@ class Doors:
             raise Refused("No API key" if self._tokens is None else "No API key and no token")
         if self._tokens is not None and not presented.startswith(PREFIX):
             return await self._tokens.caller(presented)
-        key = find_key(self._known(), presented)
+        key = find_key(self._keys.value, presented)
         if key is None:
             raise Refused("An unknown API key")
         return key
-
-    def _known(self) -> dict[str, Key]:
-        now = time.monotonic()
-        if now - self._looked > LOOK_EVERY_S:
-            self._looked, self._keys = now, read_keys(self._file)
-        return self._keys
 
     def _wait_s(self, caller: Caller) -> float:
         """0 and a token taken, or the seconds until there is one."""

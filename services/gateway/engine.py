@@ -228,6 +228,8 @@ class Engine:
         self._previews.close()
         self._memberships.close()
         self._store.close()
+        if self._erasures is not None:
+            self._erasures.close()
         if self._log is not None and with_log:
             self._log.close()
 

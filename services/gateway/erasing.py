@@ -17,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from sonder.core.storage import Folder
-from sonder.events.erasure import digest_of, is_erased, read_erasures, record_erasure
+from sonder.core.watching import Watched
+from sonder.events.erasure import CHANGED, is_erased, read_erasures, record_erasure
 from sonder.profiles.event_log import EventLog
+from sonder.profiles.log_shipping import erase_shipped
 from sonder.profiles.store import ProfileStore
 
 LOOK_EVERY_S = 2.0
@@ -28,23 +30,29 @@ REFRESH_WAIT_S = 10.0  # longer than a refresh under way takes
 class Erasures:
     """The tombstones of a workspace, as other gateways and commands write them too."""
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder, self._looked = folder, -LOOK_EVERY_S
-        self._erased: dict[int, int] = {}
+    def __init__(self, folder: Folder, shipped: Folder | None = None) -> None:
+        """`shipped`: where nodes ship their logs to, which an erasure reaches too."""
+        self._folder, self._shipped = folder, shipped
+        self._erased = Watched(folder / CHANGED, lambda: read_erasures(folder), every_s=LOOK_EVERY_S)
 
     def add(self, user_id: str, *, at_us: int) -> None:
         record_erasure(self._folder, user_id, at_us=at_us)
-        self._erased[digest_of(user_id)] = at_us
+        self._erased.look()
+
+    def take_out(self, user_id: str) -> int:
+        """Events of the user out of what nodes have shipped -> how many."""
+        return 0 if self._shipped is None else erase_shipped(self._shipped, user_id)
 
     def hold(self, user_ids: Sequence[str]) -> list[bool]:
         """Which of the users were erased at any time; a list of a few seconds ago is asked."""
-        if time.monotonic() - self._looked > LOOK_EVERY_S:
-            self._looked = time.monotonic()
-            self._erased = read_erasures(self._folder)
-        if not self._erased:
+        erased = self._erased.value
+        if not erased:
             return [False] * len(user_ids)
-        found: list[bool] = is_erased(pa.array(user_ids, pa.string()), self._erased).tolist()
+        found: list[bool] = is_erased(pa.array(user_ids, pa.string()), erased).tolist()
         return found
+
+    def close(self) -> None:
+        self._erased.close()
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Receipt:
     """What an erasure found and removed."""
 
     profile_removed: bool
-    events_removed: int
+    events_removed: int  # of the node's log, or of what was shipped where that were more
     refresh_awaited: bool  # nothing that was under way can write the user back
 
 
@@ -63,10 +71,11 @@ async def erase(
     await asyncio.to_thread(erasures.add, user_id, at_us=now_us)
     accepted = await asyncio.to_thread(log.last)
     events = await asyncio.to_thread(log.erase, user_id)
+    shipped = await asyncio.to_thread(erasures.take_out, user_id)
     found = await asyncio.to_thread(_delete, user_id, stores)
     awaited = all(await asyncio.gather(*(_reached(store, accepted) for store in stores)))
     found = await asyncio.to_thread(_delete, user_id, stores) or found
-    return Receipt(found, events, awaited)
+    return Receipt(found, max(events, shipped), awaited)
 
 
 def _delete(user_id: str, stores: Sequence[ProfileStore]) -> bool:

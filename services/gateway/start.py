@@ -44,6 +44,7 @@ def serve_forever(
     trace: bool = False,
     tokens: TokensConfig | None = None,
     grpc_port: int | None = None,
+    local_dir: str | None = None,
 ) -> None:
     """Serve until interrupted; a second interrupt ends Ray without waiting for requests under way.
 
@@ -68,6 +69,7 @@ def serve_forever(
         )
     options = {
         "store": store,
+        "local_dir": local_dir,
         "gateways": gateways,
         "needs_keys": needs_keys,
         "log_features": log_features,
@@ -111,7 +113,8 @@ def started(
 
     `options`: further arguments of the application (services.gateway.app.GatewayArgs).
     """
-    opened = Workspace.at(workspace)
+    opened = Workspace.at(workspace, options.get("local_dir"))
+    opened.node()  # a folder of another workspace is told here
     # Loaded here and not only in the gateway, so that progress and errors are seen by whoever typed the command.
     Release.open(opened, release or served_release(opened)).open_store(options.get("store")).close()
     joins = _is_connected() or bool(os.environ.get("RAY_ADDRESS"))

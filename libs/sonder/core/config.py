@@ -274,6 +274,9 @@ class ServingConfig(Section):
     tokens: TokensConfig | None = Field(None, description="whose signed tokens (JWT) are taken beside our own keys")
     gateways: int = Field(1, ge=1, description="replicas of the gateway; with 2, one may die unnoticed")
     store: str | None = Field(None, description="URL of a Redis or Valkey server; else embedded in the workspace")
+    local_dir: str | None = Field(
+        None, description="folder on each node's own disk for stores and accepted events; by the workspace if not set"
+    )
     log_features: float = Field(0.0, ge=0, le=1, description="share of users whose fresh features are logged")
 
     @field_validator("store")

@@ -10,6 +10,8 @@ SonderError                    HTTP status when it reaches the gateway
 │   └── InvalidRule            422   the rule of an audience cannot be read, or does not fit the data
 ├── PromotionRefused           409   a release breaks what its consumers rely on
 ├── NotReady                   503   a release is not loaded yet
+├── StorageError               500   the store of the workspace refuses: no bucket, no access, another clock
+│   └── StorageUnavailable     503   it does not answer
 └── StageUnavailable           503   a stage of the request path failed or ran out of time
 """
 
@@ -28,6 +30,8 @@ __all__ = [
     "PromotionRefused",
     "SonderError",
     "StageUnavailable",
+    "StorageError",
+    "StorageUnavailable",
     "TooManyBadRows",
 ]
 
@@ -122,6 +126,15 @@ def _rebuild_refusal(found: str, expected: str, do: str, reasons: tuple[str, ...
 class NotReady(SonderError):
     status = 503
     title = "Not ready"
+
+
+class StorageError(SonderError):
+    title = "The store of the workspace refuses"
+
+
+class StorageUnavailable(StorageError):
+    status = 503
+    title = "The store of the workspace does not answer"
 
 
 class StageUnavailable(SonderError):

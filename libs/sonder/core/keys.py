@@ -14,7 +14,7 @@ import hmac
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,9 +68,6 @@ def create_key(
         )
     if rate is not None and rate <= 0:
         raise InvalidRequest(f"A rate of {rate}", expected="requests a second, above 0")
-    known = read_keys(file)
-    if any(key.name == name for key in known.values()):
-        raise InvalidRequest(f"There is a key {name!r} already", do="Revoke it first, or take another name.")
     key_id = secrets.token_hex(4)
     secret = f"{PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
     made = Key(
@@ -82,24 +79,34 @@ def create_key(
         digest_of(secret),
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    _write(file, [*known.values(), made])
+
+    def added(known: list[Key]) -> list[Key]:
+        if any(key.name == name for key in known):
+            raise InvalidRequest(f"There is a key {name!r} already", do="Revoke it first, or take another name.")
+        return [*known, made]
+
+    _change(file, added)
     return secret
 
 
 def revoke_key(file: Folder, name: str) -> None:
     """Remove a key; gateways refuse it within seconds. NotFound where there is none of that name."""
-    known = read_keys(file)
-    kept = [key for key in known.values() if key.name != name]
-    if len(kept) == len(known):
-        raise NotFound(f"No key {name!r}", do="`sonder keys list` names them.")
-    _write(file, kept)
+
+    def kept(known: list[Key]) -> list[Key]:
+        left = [key for key in known if key.name != name]
+        if len(left) == len(known):
+            raise NotFound(f"No key {name!r}", do="`sonder keys list` names them.")
+        return left
+
+    _change(file, kept)
 
 
 def read_keys(file: Folder) -> dict[str, Key]:
     """Every key by its id; empty without a file."""
-    if not file.exists():
+    try:
+        return {key.id: key for key in _keys(file.read_json())}
+    except NotFound:
         return {}
-    return {entry["id"]: _key(entry) for entry in file.read_json()["keys"]}
 
 
 def digest_of(secret: str) -> str:
@@ -120,7 +127,12 @@ def _key(entry: dict[str, Any]) -> Key:
     return Key(**{**entry, "scopes": tuple(entry["scopes"]), "fields": None if fields is None else tuple(fields)})
 
 
-def _write(file: Folder, keys: Sequence[Key]) -> None:
-    file.write_json({"keys": [asdict(key) for key in keys]})
+def _keys(content: dict[str, Any] | None) -> list[Key]:
+    return [] if content is None else [_key(entry) for entry in content["keys"]]
+
+
+def _change(file: Folder, change: Callable[[list[Key]], list[Key]]) -> None:
+    """Replace the keys by what follows from them; of two changes at once neither is lost."""
+    file.update_json(lambda found: {"keys": [asdict(key) for key in change(_keys(found))]})
     if file.is_local:
         Path(file.path).chmod(stat.S_IRUSR | stat.S_IWUSR)

@@ -9,20 +9,29 @@ audiences/index.json                                             which of these 
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
 keys.json                                                        API keys of the gateway, as digests
 erasures/<digest>.json                                           users who asked to be forgotten, and when
-log/online/                                                      events that arrived online, always local (NODE_FOLDER)
+log/online/<node>/                                               events that arrived online, as a node shipped them
 log/features/<release>/                                          what the scoring deployment read, of some users
-store/<release>/  store/audiences/<digest>/                      the embedded online stores, always local (NODE_FOLDER)
 .staging/                                                        work that is not published
+
+On the disk of each node that serves (`local`): the folder that `serving.local_dir` names, else one of this workspace
+below SONDER_NODE_FOLDER of the environment, else the workspace itself where it is a local folder, else one of this
+workspace below the user's state folder.
+
+store/<release>/  store/audiences/<digest>/                      the embedded online stores
+log/online/                                                      events that arrived online, before they are shipped
+node.json                                                        the name of this node, and whose folder this is
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from sonder.core.errors import ConfigurationError
-from sonder.core.ids import digest_json
 from sonder.core.storage import Folder
 
 NODE_FOLDER = "SONDER_NODE_FOLDER"  # where a node of a cluster keeps what it does not share
@@ -31,11 +40,44 @@ NODE_FOLDER = "SONDER_NODE_FOLDER"  # where a node of a cluster keeps what it do
 @dataclass(frozen=True)
 class Workspace:
     root: Folder
+    local_dir: Path | None = None  # as it was given; `local` is what it comes to
 
     @classmethod
-    def at(cls, uri: str) -> Workspace:
-        """Open a workspace; a relative local path is taken from the working directory."""
-        return cls(Folder.at(str(Path(uri).resolve()) if "://" not in uri else uri))
+    def at(cls, uri: str, local_dir: str | None = None) -> Workspace:
+        """Open a workspace; relative local paths are taken from the working directory."""
+        root = Folder.at(str(Path(uri).resolve()) if "://" not in uri else uri)
+        return cls(root, None if local_dir is None else Path(local_dir).expanduser().resolve())
+
+    @property
+    def local(self) -> Path:
+        """Folder of what this node needs on its own disk."""
+        if self.local_dir is not None:
+            return self.local_dir
+        own = hashlib.blake2b(self.root.uri.encode(), digest_size=8).hexdigest()
+        if node_folder := os.environ.get(NODE_FOLDER):
+            return Path(node_folder) / own
+        if self.root.is_local:
+            return Path(self.root.path)
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        return state / "sonder" / own
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether what a node keeps is apart from the workspace, so that other nodes do not see it."""
+        return not (self.root.is_local and self.local == Path(self.root.path))
+
+    def node(self) -> str:
+        """Name of this node in the workspace, given once and kept; ConfigurationError in another workspace's folder."""
+        file = Folder.at(str(self.local)) / "node.json"
+        named = {"node": f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", "workspace": self.root.uri}
+        kept: dict[str, str] = file.update_json(lambda found: found or named)
+        if kept["workspace"] != self.root.uri:
+            raise ConfigurationError(
+                f"{self.local} holds the stores and events of {kept['workspace']}",
+                expected=f"a folder of {self.root.uri}'s own",
+                do="Name another folder in serving.local_dir, or leave it out.",
+            )
+        return kept["node"]
 
     def history(self, snapshot: str) -> Folder:
         return self.root / "history" / snapshot
@@ -85,9 +127,14 @@ class Workspace:
         return self.root / "log" / "features" / release_id
 
     @property
+    def shipped_log(self) -> Folder:
+        """What nodes have shipped of the events that arrived at them, a folder each."""
+        return self.root / "log" / "online"
+
+    @property
     def store(self) -> Path:
         """Folder of the embedded store: memory-mapped, so on a local disk."""
-        return self._local("store")
+        return self.local / "store"
 
     def refresh_lock(self, release_id: str) -> Path:
         """Held by whoever follows the online log into the stores of a release, on this machine."""
@@ -96,19 +143,7 @@ class Workspace:
     @property
     def online_log(self) -> Path:
         """Folder of the events that arrived online: memory-mapped too."""
-        return self._local("log") / "online"
-
-    def _local(self, name: str) -> Path:
-        """Below the workspace, or where the node keeps such things: a workspace that nodes share has no local disk."""
-        if node_folder := os.environ.get(NODE_FOLDER):
-            return Path(node_folder) / digest_json(self.root.uri) / name
-        if not self.root.is_local:
-            raise ConfigurationError(
-                f"The embedded {name} cannot live at {self.root}",
-                expected=f"a local folder in {NODE_FOLDER}, or a local workspace",
-                do=f"Set {NODE_FOLDER} to a folder on a disk of its own on every node, before Ray is started.",
-            )
-        return Path(self.root.path) / name
+        return self.local / "log" / "online"
 
     @property
     def membership_stores(self) -> Path:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-import fsspec
 import polars as pl
 import pyarrow as pa
 
 from sonder.core.config import EventsConfig, ItemsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.storage import file_system_of
 from sonder.core.telemetry import stage
 from sonder.events.columnar import read_arrow_blocks, read_parquet_blocks
 from sonder.events.contract import Col
@@ -149,7 +149,7 @@ def _films(ratings: str) -> pl.DataFrame:
     }.get(name, (name.removesuffix(".inter") + ".item", Dialect("\t", is_quoted=False, is_typed=True), " "))
     file, dialect, separator = beside
     source = posixpath.join(folder, file)
-    fs, path = fsspec.core.url_to_fs(source)
+    fs, path = file_system_of(source)
     if not fs.exists(path):
         return _empty()
     parts = [_empty()]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from sonder.core.errors import DataError
+from sonder.core.storage import file_system_of
 from sonder.events.files import open_source
 from sonder.events.quarantine import empty_quarantine, rows_as_json
 from sonder.events.raw_blocks import RawBlock
@@ -27,7 +27,7 @@ BATCH_ROWS = 1 << 18
 
 def open_columnar(source: str) -> Any:
     """A seekable file: memory-mapped if it is local."""
-    fs, path = fsspec.core.url_to_fs(source)
+    fs, path = file_system_of(source)
     return pa.memory_map(path) if isinstance(fs, LocalFileSystem) else pa.PythonFile(open_source(source), mode="r")
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-import fsspec
-
 from sonder.core.errors import ConfigurationError
+from sonder.core.storage import file_system_of
 
 Kind = Literal["csv", "jsonl", "parquet", "arrow", "sequences"]
 
@@ -61,7 +60,8 @@ def find_files(paths: tuple[str, ...]) -> list[LogFile]:
 
 def open_source(source: str) -> Any:
     """Open a file for reading bytes, wherever it is."""
-    return fsspec.open(source, "rb").open()
+    fs, path = file_system_of(source)
+    return fs.open(path, "rb")
 
 
 def compression_of(source: str) -> str | None:
@@ -120,7 +120,7 @@ def _matching(path: str) -> list[LogFile]:
     if path.startswith(PACKAGE):
         path = package_path(path)
     try:
-        fs, inner = fsspec.core.url_to_fs(path)
+        fs, inner = file_system_of(path)
     except (ValueError, ImportError) as error:
         raise ConfigurationError(
             f"events.path {path!r}: {error}", expected="a path or a URI that fsspec knows"

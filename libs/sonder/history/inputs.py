@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import fsspec
-
 from sonder.core.config import EventsConfig, ItemsConfig, PrepareConfig, UsersConfig
 from sonder.core.ids import digest_json
-from sonder.core.storage import Folder
+from sonder.core.storage import Folder, file_system_of
 from sonder.events.files import LogFile, find_files
 from sonder.events.public_logs import located
 
@@ -75,7 +73,7 @@ def _describe(file: LogFile) -> dict[str, Any]:
     folder = Folder.at(file.source)
     if folder.is_local:
         return {**entry, "digest": folder.digest()}
-    fs, path = fsspec.core.url_to_fs(file.source)
+    fs, path = file_system_of(file.source)
     details = fs.info(path)
     version = next((str(details[key]) for key in _VERSION_KEYS if details.get(key)), "")
     return {**entry, "version": version}

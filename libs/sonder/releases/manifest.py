@@ -60,7 +60,7 @@ class Manifest:
 def describe_files(folder: Folder) -> dict[str, FileEntry]:
     """Digest and size of every file below a folder but its manifest."""
     names = [name for name in folder.files() if name != MANIFEST]
-    return {name: FileEntry((folder / name).digest(), int(folder.fs.size((folder / name).path))) for name in names}
+    return {name: FileEntry(*found) for name, found in folder.fingerprints(names).items()}
 
 
 def read_release(folder: Folder) -> Manifest:

@@ -8,13 +8,10 @@ same few milliseconds may lose one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 import sonder
 from sonder.core import telemetry
@@ -80,15 +77,15 @@ class Registry:
 
     def show(self, release_id: str) -> Manifest:
         """One release; NotFound names those that exist."""
-        folder = self._workspace.release(release_id)
-        if not RELEASE_ID.fullmatch(release_id) or not folder.is_published():
-            existing = [folder.name for folder in self._workspace.releases.children() if folder.is_published()]
-            raise NotFound(
-                f"No release {release_id!r} in {self._workspace.root}",
-                expected="one of " + ", ".join(existing) if existing else "a release that was built",
-                do="" if existing else "`sonder build` makes one.",
-            )
-        return read_release(folder)
+        if RELEASE_ID.fullmatch(release_id):
+            with suppress(NotFound):
+                return read_release(self._workspace.release(release_id))
+        existing = [folder.name for folder in self._workspace.releases.children() if folder.is_published()]
+        raise NotFound(
+            f"No release {release_id!r} in {self._workspace.root}",
+            expected="one of " + ", ".join(existing) if existing else "a release that was built",
+            do="" if existing else "`sonder build` makes one.",
+        )
 
     def newest(self) -> Manifest:
         """The release that was made last; NotFound if there is none."""
@@ -98,8 +95,10 @@ class Registry:
 
     def current(self) -> Current | None:
         """What is served, None before the first promotion."""
-        file = self._workspace.releases / CURRENT
-        return Current.read(file) if file.exists() else None
+        try:
+            return Current.read(self._workspace.releases / CURRENT)
+        except NotFound:
+            return None
 
     def promote(self, release_id: str, *, reason: str, gate: Gate | None = None) -> Current:
         """Verify a release against its digests, ask the gate, then serve it; nothing changes if it is served already.
@@ -136,21 +135,21 @@ class Registry:
 
     def _switch(self, before: Current | None, after: Current) -> bool:
         """Whether the switch was made: it is not if something else is served than what it was decided on."""
-        with self._only_switch():
-            if self.current() != before:
-                return False
-            (self._workspace.releases / CURRENT).write_json(after.to_dict())
-            return True
 
-    @contextmanager
-    def _only_switch(self) -> Iterator[None]:
-        releases = self._workspace.releases
-        if not releases.is_local:
-            yield
-            return
-        Path(releases.path).mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{(releases / CURRENT).path}.lock"):
-            yield
+        def change(found: dict[str, Any] | None) -> dict[str, Any]:
+            if (None if found is None else Current.of(found)) != before:
+                raise _SwitchedMeanwhile
+            return after.to_dict()
+
+        try:
+            (self._workspace.releases / CURRENT).update_json(change)
+        except _SwitchedMeanwhile:
+            return False
+        return True
+
+
+class _SwitchedMeanwhile(Exception):
+    """Another process has switched what is served."""
 
 
 def _now() -> str:
