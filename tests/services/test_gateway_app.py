@@ -118,8 +118,11 @@ def test_the_cluster_file_spreads_every_deployment_and_asks_for_keys() -> None:
     assert ServeDeploySchema.model_validate(content).proxy_location == "EveryNode"
     (application,) = content["applications"]
     assert GatewayArgs.model_validate(application["args"]).needs_keys
-    spread = {entry["name"]: entry.get("max_replicas_per_node") for entry in application["deployments"]}
-    assert spread == {"refresh": None, "gateway": 1, **dict.fromkeys(STAGES, 1)}
+    least = {
+        entry["name"]: entry.get("autoscaling_config", {}).get("min_replicas", entry.get("num_replicas"))
+        for entry in application["deployments"]
+    }
+    assert least == {"refresh": 1, "gateway": 2, **dict.fromkeys(STAGES, 2)}
 
 
 def test_many_nodes_need_a_store_that_is_on_none_of_them(
