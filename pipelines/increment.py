@@ -1,6 +1,6 @@
 """`sonder build --since auto`: the next release from the served one and what is new in the log.
 
-merge -> models -> users -> clusters -> growth -> evaluate -> report -> release
+merge -> models -> users -> clusters -> growth -> stability -> evaluate -> report -> release
 
 The new events are merged into the parent's history (pipelines.increment_prepare). Then either the parent's models are
 carried on (increment_models) and what changed is computed by them (increment_users), or with `retrain` all steps of a
@@ -28,6 +28,7 @@ from pipelines.increment_prepare import merge_delivery
 from pipelines.increment_report import write_increment_report
 from pipelines.increment_users import GROWTH, POPULARITY, IncrementBucket
 from pipelines.lifecycle import write_growth
+from pipelines.stability import measure_stability
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.errors import ConfigurationError
@@ -43,7 +44,10 @@ from sonder.releases.registry import seal
 
 MODEL_SECTIONS = ("evaluation", "encoder", "interests", "segments", "scores", "scoring", "seed")
 OF_NO_MODEL = {"encoder": {"parent", "num_workers", "max_minutes"}}  # how it was trained, not what it is
-MEASURED_ANEW = ("data.", "lifecycle.", "forward.", "truth.", "segments.cluster_share_moved", "segments.cluster_ari")
+MEASURED_ANEW = (
+    *("data.", "lifecycle.", "stability.", "forward.", "truth."),
+    *("segments.cluster_share_moved", "segments.cluster_ari"),
+)
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,13 @@ def _require_same_models(config: SonderConfig, parent: Release) -> None:
 
 def _build_release(build: Increment) -> str:
     released = build.workspace.release(build.release_id)
-    with only_build(build):
+    with only_build(build) as held:
         if released.is_published():
             return build.release_id
         for name, step in STEPS.items():
+            held.check()
             run_step(build, name, step)
+        held.check()
         users = result_of(build, "users")
         seal(
             build.target,
@@ -199,6 +205,13 @@ def _growth(build: Increment) -> dict[str, Any]:
     return write_growth(build.history, build.target, build.scratch / GROWTH, as_of_us=build.end_us, num_workers=0)
 
 
+def _stability(build: Increment) -> dict[str, Any]:
+    """What moved, by the new events alone: the models are the parent's."""
+    return measure_stability(
+        build.workspace, build.snapshot, build.target, parent=build.parent.id, as_of_us=build.end_us
+    )
+
+
 def _evaluate(build: Increment) -> dict[str, Any]:
     """What can be measured of carried models: their parent's tests hold, and the new events are one of their own."""
     counts = read_manifest(build.history)["counts"]
@@ -209,8 +222,10 @@ def _evaluate(build: Increment) -> dict[str, Any]:
     forward = evaluate_forward(
         build.history, build.target, build.parent, since_us=build.parent.manifest.as_of_us, as_of_us=build.end_us
     )
-    of_steps = result_of(build, "growth")["metrics"] | result_of(build, "clusters")["metrics"]
-    metrics = data | carried | of_steps | forward["metrics"]
+    metrics = data | carried
+    for step in ("growth", "clusters", "stability"):
+        metrics |= result_of(build, step)["metrics"]
+    metrics |= forward["metrics"]
     return {"metrics": metrics, "carried_metrics": sorted(carried), "forward": forward["about"]}
 
 
@@ -260,6 +275,7 @@ STEPS = {
     "users": _users,
     "clusters": _clusters,
     "growth": _growth,
+    "stability": _stability,
     "evaluate": _evaluate,
     "report": _report,
 }
