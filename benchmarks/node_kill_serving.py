@@ -147,7 +147,8 @@ class Application:
         arguments = {"workspace": self.workspace.root.uri, "store": self.store, "needs_keys": False}
         config["applications"][0]["args"] = arguments
         spread = {"num_replicas": 2, "max_replicas_per_node": 1}  # so that it is known what a machine takes with it
-        config["applications"][0]["deployments"] = [{"name": name, **spread} for name in ("gateway", *STAGES) if name != "refresh"]
+        spread_out = [name for name in ("gateway", *STAGES) if name != "refresh"]
+        config["applications"][0]["deployments"] = [{"name": name, **spread} for name in spread_out]
         file = self.machines.folder / "serve.yaml"
         file.write_text(yaml.safe_dump(config))
         started = time.monotonic()
