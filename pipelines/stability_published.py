@@ -25,7 +25,7 @@ from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.audience_counts import evaluate
 from sonder.profiles.audience_fields import schema_of
 from sonder.profiles.audience_reading import ReleaseUsers
-from sonder.profiles.record import profile_file
+from sonder.profiles.record import PROFILE_SCHEMA, profile_file
 from sonder.releases.artefacts import Release
 from sonder.scoring.heads import load_heads
 from sonder.segments.audiences import AudienceCatalogue
@@ -154,8 +154,9 @@ def _parent_buckets(parent: Release, history: Folder, buckets: Sequence[int], us
 
 
 def _profiles(profiles: Folder, buckets: Iterable[int]) -> pl.DataFrame:
+    nobody = pl.DataFrame(PROFILE_SCHEMA.empty_table().select(["user_id", "segments", "scores", "embedding"]))
     parts: list[Any] = [pl.DataFrame(profile_file(profiles, bucket).read_table(_COLUMNS)) for bucket in buckets]
-    frame: pl.DataFrame = pl.concat(parts)
+    frame: pl.DataFrame = pl.concat(parts) if parts else nobody
     return frame.select(
         "user_id",
         pl.col("segments").struct.field("lifecycle"),
