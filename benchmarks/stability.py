@@ -30,7 +30,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,10 @@ from torch.nn import functional
 from benchmarks.encoder import read_log, to_timelines
 from benchmarks.warm_start import TEST_DAYS, Trained, train
 from sonder.core.config import EncoderConfig
+from sonder.core.ids import unit_interval
+from sonder.core.storage import Folder
 from sonder.encoder.alignment import align, procrustes, shared_items
-from sonder.encoder.artefact import Encoder
+from sonder.encoder.artefact import ENCODER_FILE, Encoder, load_encoder, save_encoder, training_of
 from sonder.encoder.inference import embed_users
 from sonder.evaluation.stability import item_overlap, movement, user_overlap
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
@@ -58,6 +60,7 @@ VARIANTS = ("none", "stale", "parent", "raw", "aligned", "retrained")
 RETRAINS = ("scratch", "warm")
 DECAYS, MOST_STEPS, PATIENCE = (1e-4, 1e-3, 1e-2), 200, 20
 TOP, NUM_DRAWS = 10, 2_000
+SAMPLE_KEY = "sonder/benchmark/stability/1/"
 Vectors = NDArray[np.float32]
 
 
@@ -66,17 +69,19 @@ def main() -> None:
     parser.add_argument("log", choices=["retail", "synthetic"])
     parser.add_argument("path", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
-    parser.add_argument("--max-epochs", type=int, default=100, help="of a training from nothing")
+    parser.add_argument("--users", type=int, help="of the log, drawn by digest; everybody if not given")
+    parser.add_argument("--set", nargs="+", default=[], metavar="DIAL=NUMBER", help="of the encoder: max_epochs=12")
+    parser.add_argument("--keep", type=Path, help="folder of trained encoders: what is there is not trained again")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("sonder.encoder").setLevel(logging.INFO)
     torch.set_num_threads(arguments.threads)
-    log = Log(arguments.log, arguments.path)
-    config = EncoderConfig(max_epochs=arguments.max_epochs)
+    log = Log(arguments.log, arguments.path, arguments.users)
+    config = EncoderConfig.model_validate(dict(dial.split("=") for dial in arguments.set))
     runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
-        runs.append(one_seed(log, seed, config))
+        runs.append(one_seed(log, seed, config, arguments.keep))
         logging.warning("so far: %s", json.dumps(summarised(arguments, log, runs)))
     print(json.dumps(summarised(arguments, log, runs)))
 
@@ -84,8 +89,11 @@ def main() -> None:
 class Log:
     """The events, and the two moments."""
 
-    def __init__(self, kind: str, path: Path) -> None:
-        self.events = read_log(kind, path) if kind == "retail" else read_world(path)
+    def __init__(self, kind: str, path: Path, num_users: int | None = None) -> None:
+        events = read_log(kind, path) if kind == "retail" else read_world(path)
+        users = events["user"].unique().sort()
+        drawn = users.gather(np.argsort(unit_interval(users, SAMPLE_KEY), kind="stable")[:num_users])
+        self.events = events.filter(pl.col("user").is_in(drawn.implode()))
         self.categories = None if kind == "retail" else categories_of(path)
         self.end_us = int(self.events["time"].max()) + 1  # type: ignore[arg-type]
         self.second_us = self.end_us - TEST_DAYS * MICROSECONDS_PER_DAY
@@ -241,16 +249,36 @@ def chances_of(model: LogisticRegression, moment: Moment, vectors_UD: Vectors) -
     return np.where(moment.is_known_U, chances, np.nan)
 
 
-def one_seed(log: Log, seed: int, config: EncoderConfig) -> dict[str, Any]:
-    """Train everything once -> per-user results of every variant, and how the spaces relate."""
-    started = time.process_time()
+def train_line(
+    log: Log, seed: int, config: EncoderConfig, keep: Path | None, until: str = "warm"
+) -> dict[str, Trained]:
+    """The parent and its retrains, by name, up to one of them."""
     old_log, old_items = log.known_before(log.first_us)
     new_log, new_items = log.known_before(log.second_us)
-    parent = train(old_log, old_items, log.first_us, seed, config=config)
-    retrains = {
-        "scratch": train(new_log, new_items, log.second_us, seed + 1_000, config=config),
-        "warm": train(new_log, new_items, log.second_us, seed, parent, config),
+    line: dict[str, Trained] = {}
+    plans: dict[str, Callable[[], Trained]] = {
+        "parent": lambda: train(old_log, old_items, log.first_us, seed, config=config),
+        "scratch": lambda: train(new_log, new_items, log.second_us, seed + 1_000, config=config),
+        "warm": lambda: train(new_log, new_items, log.second_us, seed, line["parent"], config),
     }
+    for name in list(plans)[: list(plans).index(until) + 1]:
+        folder = None if keep is None else Folder.at(str(keep.resolve() / f"{seed}-{name}"))
+        if folder is not None and (folder / ENCODER_FILE).exists():
+            items = old_items if name == "parent" else new_items
+            line[name] = Trained(load_encoder(folder), items, int(training_of(folder)["epochs"]), 0.0)
+            continue
+        line[name] = plans[name]()
+        if folder is not None:
+            save_encoder(line[name].encoder, folder, metrics={"epochs": line[name].epochs})
+    return line
+
+
+def one_seed(log: Log, seed: int, config: EncoderConfig, keep: Path | None = None) -> dict[str, Any]:
+    """Train everything once -> per-user results of every variant, and how the spaces relate."""
+    started = time.process_time()
+    line = train_line(log, seed, config, keep)
+    parent, retrains = line["parent"], {name: line[name] for name in RETRAINS}
+    old_items, new_items = parent.vocabulary, line["scratch"].vocabulary
     users = log.users()
     moments = [Moment.of(log, users, old_items.item_ids.to_pylist(), at) for at in (log.first_us, log.second_us)]
     first, second = moments
@@ -341,7 +369,7 @@ def summarised(arguments: argparse.Namespace, log: Log, runs: list[dict[str, Any
         "benchmark": f"stability/{arguments.log}",
         "protocol": f"temporal, learnt {_day(log.first_us)}, asked {_day(log.second_us)}, {TEST_DAYS} days, k = {TOP}",
         "seeds": [run["seed"] for run in runs],
-        "max_epochs": arguments.max_epochs,
+        "set": arguments.set,
         **runs[0]["counts"],
         "ranked_users": int(np.isfinite(per_user["none"]).sum()),
         "ndcg_at_10": {name: _told([float(np.nanmean(run["ndcg"][name])) for run in runs]) for name in names},
