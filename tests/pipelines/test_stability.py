@@ -33,7 +33,7 @@ from sonder.releases.registry import Registry, seal
 from tests.built import BuiltWorld
 from tests.tiny_log import Event, random_log, timelines_of, vocabulary_of, write_snapshot
 
-NUM_USERS, NUM_ITEMS, EARLY, LATE = 300, 60, 70, 80  # the last two: days at which the snapshots end
+NUM_USERS, NUM_ITEMS, EARLY, LATE = 300, 120, 70, 80  # the last two: days at which the snapshots end
 BUCKETS = {"early": 3, "late": 2}
 
 
@@ -160,7 +160,7 @@ def test_a_space_that_was_turned_moves_everybody_until_it_is_aligned(parent: Rel
     assert moved["stability.user_cosine_p50"] < 0.5
     assert moved["stability.users_moved"] > 0.9
     assert moved["stability.neighbour_overlap_at_50"] == pytest.approx(1, abs=1e-3)
-    assert moved["stability.stale_index_overlap_at_50"] < 0.5
+    assert moved["stability.stale_index_overlap_at_50"] < 0.9
     assert moved["stability.cluster_churn_same_moment"] > 0.3  # the centroids are not turned with it
     back, told = align_onto(turned, items, parent.workspace, parent.id)
     save_encoder(back, staged / "encoder")
