@@ -223,10 +223,10 @@ def test_a_retrain_on_later_days_is_aligned_and_its_movement_told_apart(
     metrics = found["metrics"]
     assert (found["moment"][:10], found["as_of"][:10]) == ("1970-03-12", "1970-03-22")
     assert metrics["stability.shared_users"] == len(LOGS["early"]) < len(LOGS["late"])  # across other buckets
-    assert metrics["stability.shared_items"] == NUM_ITEMS
+    assert NUM_ITEMS / 2 < metrics["stability.shared_items"] <= NUM_ITEMS
     assert metrics["stability.item_alignment_cosine"] > metrics["stability.item_alignment_cosine_raw"]
     assert metrics["stability.user_cosine_p50"] > metrics["stability.user_cosine_p50_raw"]
-    assert metrics["stability.user_cosine_p50"] < metrics["stability.user_cosine_p50_events"] < 1
+    assert found["movement"]["same_moment"]["mean"] < found["movement"]["events"]["mean"] < 1
     assert metrics["stability.lifecycle_churn"] > 0
     assert set(found["audiences"]) == {buyers}
     published = pl.concat([pl.DataFrame((parent.profiles / name).read_table(["user_id", "segments"]))
