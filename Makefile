@@ -126,7 +126,7 @@ $(DUCKDB): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ duckdb==2.0.1
 
 bench-stability: setup ## a downstream model learnt on the parent's vectors, read with raw, aligned and relearnt ones; ends in one JSON line
-	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9
+	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9 --set max_epochs=20
 
 bench-uri: setup ## the same small build on a local disk and on S3: CPU, requests and bytes of each step; ends in one JSON line
 	$(BIN)/python -m benchmarks.uri

@@ -8,9 +8,9 @@ parent      encoder trained on the events before T1, on the catalogue of that ti
 scratch     trained from nothing on the events before T2, with another seed; warm: from the parent's weights, a tenth of
             its epochs, the same events. Both aligned onto the parent, and raw
 downstream  learnt at T1 from what is known before T1 and what users do in [T1, T2); asked at T2 about [T2, end)
-  next items  softmax over the parent's items: a weight of its own for each item on the user vector, how often and how
-              lately the user had it, and an intercept. NDCG@10, binary, over users with a target; the ranker is
-              stopped on a fifth of the users of T1, and never sees the last window
+  next items  softmax over the parent's items: popularity, how often and how lately the user had it, and the user's
+              vector against the parent's vector of the item through a learnt matrix. NDCG@10, binary, over users with
+              a target; the ranker is stopped on a fifth of the users of T1, and never sees the last window
   buys again  logistic regression on recency, frequency, tenure and the vector: any wanted event in 30 days. AUC
 What the model of T1 reads at T2:
   none        no vectors; a model that was learnt without them
@@ -30,7 +30,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,11 @@ from torch.nn import functional
 from benchmarks.encoder import read_log, to_timelines
 from benchmarks.warm_start import TEST_DAYS, Trained, train
 from sonder.core.config import EncoderConfig
+from sonder.core.ids import unit_interval
+from sonder.core.storage import Folder
 from sonder.encoder.alignment import align, procrustes, shared_items
-from sonder.encoder.artefact import Encoder
+from sonder.encoder.artefact import ENCODER_FILE, Encoder, load_encoder, save_encoder, training_of
+from sonder.encoder.growth import places_of
 from sonder.encoder.inference import embed_users
 from sonder.evaluation.stability import item_overlap, movement, user_overlap
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
@@ -56,8 +59,9 @@ from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 
 VARIANTS = ("none", "stale", "parent", "raw", "aligned", "retrained")
 RETRAINS = ("scratch", "warm")
-DECAYS, MOST_STEPS, PATIENCE = (1e-4, 1e-3, 1e-2), 200, 20
+DECAYS, MOST_STEPS, PATIENCE = (1e-3, 1e-2), 100, 5
 TOP, NUM_DRAWS = 10, 2_000
+SAMPLE_KEY = "sonder/benchmark/stability/1/"
 Vectors = NDArray[np.float32]
 
 
@@ -66,17 +70,19 @@ def main() -> None:
     parser.add_argument("log", choices=["retail", "synthetic"])
     parser.add_argument("path", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
-    parser.add_argument("--max-epochs", type=int, default=100, help="of a training from nothing")
+    parser.add_argument("--users", type=int, help="of the log, drawn by digest; everybody if not given")
+    parser.add_argument("--set", nargs="+", default=[], metavar="DIAL=NUMBER", help="of the encoder: max_epochs=12")
+    parser.add_argument("--keep", type=Path, help="folder of trained encoders: what is there is not trained again")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("sonder.encoder").setLevel(logging.INFO)
     torch.set_num_threads(arguments.threads)
-    log = Log(arguments.log, arguments.path)
-    config = EncoderConfig(max_epochs=arguments.max_epochs)
+    log = Log(arguments.log, arguments.path, arguments.users)
+    config = EncoderConfig.model_validate(dict(dial.split("=") for dial in arguments.set))
     runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
-        runs.append(one_seed(log, seed, config))
+        runs.append(one_seed(log, seed, config, arguments.keep))
         logging.warning("so far: %s", json.dumps(summarised(arguments, log, runs)))
     print(json.dumps(summarised(arguments, log, runs)))
 
@@ -84,8 +90,11 @@ def main() -> None:
 class Log:
     """The events, and the two moments."""
 
-    def __init__(self, kind: str, path: Path) -> None:
-        self.events = read_log(kind, path) if kind == "retail" else read_world(path)
+    def __init__(self, kind: str, path: Path, num_users: int | None = None) -> None:
+        events = read_log(kind, path) if kind == "retail" else read_world(path)
+        users = events["user"].unique().sort()
+        drawn = users.gather(np.argsort(unit_interval(users, SAMPLE_KEY), kind="stable")[:num_users])
+        self.events = events.filter(pl.col("user").is_in(drawn.implode()))
         self.categories = None if kind == "retail" else categories_of(path)
         self.end_us = int(self.events["time"].max()) + 1  # type: ignore[arg-type]
         self.second_us = self.end_us - TEST_DAYS * MICROSECONDS_PER_DAY
@@ -169,33 +178,41 @@ class Moment:
 
 
 class Ranker(torch.nn.Module):
-    """Softmax over items from the user's own past and, if there are any, the user's vector."""
+    """Softmax over items from their popularity, the user's own past and, if there are any, the vectors of both.
 
-    def __init__(self, num_items: int, dim: int) -> None:
+    The vectors meet in u (g + N) v, N of [D, D]; `items_ID` are the vectors that the consumer holds of the items.
+    """
+
+    def __init__(self, items_ID: Vectors) -> None:
         super().__init__()
-        self.intercept = torch.nn.Parameter(torch.zeros(num_items))
+        self.items_ID = torch.from_numpy(items_ID)
+        self.popular = torch.nn.Parameter(torch.ones(()))
         self.past = torch.nn.Parameter(torch.ones(2))
-        self.weights = torch.nn.Parameter(torch.zeros(dim, num_items))
+        self.gain = torch.nn.Parameter(torch.ones(()))
+        self.mixed = torch.nn.Parameter(torch.zeros(items_ID.shape[1], items_ID.shape[1]))
 
     def forward(self, moment: Moment, vectors_UD: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         counts, recency = (torch.from_numpy(part[rows]) for part in (moment.counts_UI, moment.recency_UI))
-        return self.intercept + self.past[0] * counts + self.past[1] * recency + vectors_UD[rows] @ self.weights
+        read = vectors_UD[rows]
+        met = (self.gain * read + read @ self.mixed) @ self.items_ID.T
+        popularity_I = torch.from_numpy(np.log1p(moment.counts_UI.sum(axis=0)))
+        return self.popular * popularity_I + self.past[0] * counts + self.past[1] * recency + met
 
 
-def fit_ranker(moment: Moment, vectors_UD: Vectors, seed: int) -> Ranker:
+def fit_ranker(moment: Moment, vectors_UD: Vectors, items_ID: Vectors, seed: int) -> Ranker:
     """The best of DECAYS and of the steps by the loss on a fifth of the users."""
     rows = np.flatnonzero(moment.targets_UI.any(axis=1))
     held = np.random.default_rng(seed).random(len(rows)) < 0.2
     learn, check = rows[~held], rows[held]
     vectors = torch.from_numpy(vectors_UD)
-    best, best_loss = Ranker(moment.targets_UI.shape[1], vectors_UD.shape[1]), np.inf
+    best, best_loss = Ranker(items_ID), np.inf
     for decay in DECAYS if vectors_UD.shape[1] else DECAYS[:1]:
-        model = Ranker(moment.targets_UI.shape[1], vectors_UD.shape[1])
+        model = Ranker(items_ID)
         optimiser, last = torch.optim.Adam(model.parameters(), lr=0.05), 0
         found = np.inf
         for step in range(MOST_STEPS):
             optimiser.zero_grad()
-            penalty = decay * (model.weights**2).sum() / max(vectors_UD.shape[1], 1)
+            penalty = decay * (model.mixed**2).sum()
             (_ranking_loss(model, moment, vectors, learn) + penalty).backward()
             optimiser.step()
             with torch.no_grad():
@@ -241,16 +258,36 @@ def chances_of(model: LogisticRegression, moment: Moment, vectors_UD: Vectors) -
     return np.where(moment.is_known_U, chances, np.nan)
 
 
-def one_seed(log: Log, seed: int, config: EncoderConfig) -> dict[str, Any]:
-    """Train everything once -> per-user results of every variant, and how the spaces relate."""
-    started = time.process_time()
+def train_line(
+    log: Log, seed: int, config: EncoderConfig, keep: Path | None, until: str = "warm"
+) -> dict[str, Trained]:
+    """The parent and its retrains, by name, up to one of them."""
     old_log, old_items = log.known_before(log.first_us)
     new_log, new_items = log.known_before(log.second_us)
-    parent = train(old_log, old_items, log.first_us, seed, config=config)
-    retrains = {
-        "scratch": train(new_log, new_items, log.second_us, seed + 1_000, config=config),
-        "warm": train(new_log, new_items, log.second_us, seed, parent, config),
+    line: dict[str, Trained] = {}
+    plans: dict[str, Callable[[], Trained]] = {
+        "parent": lambda: train(old_log, old_items, log.first_us, seed, config=config),
+        "scratch": lambda: train(new_log, new_items, log.second_us, seed + 1_000, config=config),
+        "warm": lambda: train(new_log, new_items, log.second_us, seed, line["parent"], config),
     }
+    for name in list(plans)[: list(plans).index(until) + 1]:
+        folder = None if keep is None else Folder.at(str(keep.resolve() / f"{seed}-{name}"))
+        if folder is not None and (folder / ENCODER_FILE).exists():
+            items = old_items if name == "parent" else new_items
+            line[name] = Trained(load_encoder(folder), items, int(training_of(folder)["epochs"]), 0.0)
+            continue
+        line[name] = plans[name]()
+        if folder is not None:
+            save_encoder(line[name].encoder, folder, metrics={"epochs": line[name].epochs})
+    return line
+
+
+def one_seed(log: Log, seed: int, config: EncoderConfig, keep: Path | None = None) -> dict[str, Any]:
+    """Train everything once -> per-user results of every variant, and how the spaces relate."""
+    started = time.process_time()
+    line = train_line(log, seed, config, keep)
+    parent, retrains = line["parent"], {name: line[name] for name in RETRAINS}
+    old_items, new_items = parent.vocabulary, line["scratch"].vocabulary
     users = log.users()
     moments = [Moment.of(log, users, old_items.item_ids.to_pylist(), at) for at in (log.first_us, log.second_us)]
     first, second = moments
@@ -262,10 +299,10 @@ def one_seed(log: Log, seed: int, config: EncoderConfig) -> dict[str, Any]:
         return found[[rows[user] for user in users]]
 
     old_first = vectors(parent.encoder, old_items, log.first_us)
-    nothing = np.zeros((len(users), 0), np.float32)
-    learnt = fit_ranker(first, old_first, seed), fit_buyer(first, old_first)
+    nothing, no_items = (np.zeros((num, 0), np.float32) for num in (len(users), old_items.num_items))
+    learnt = fit_ranker(first, old_first, parent.encoder.item_vectors, seed), fit_buyer(first, old_first)
     read: dict[str, tuple[Any, Vectors]] = {
-        "none": ((fit_ranker(first, nothing, seed), fit_buyer(first, nothing)), nothing),
+        "none": ((fit_ranker(first, nothing, no_items, seed), fit_buyer(first, nothing)), nothing),
         "stale": (learnt, old_first),
         "parent": (learnt, vectors(parent.encoder, old_items, log.second_us)),
     }
@@ -276,7 +313,8 @@ def one_seed(log: Log, seed: int, config: EncoderConfig) -> dict[str, Any]:
         new_first = vectors(retrain.encoder, new_items, log.first_us)
         read[f"{name}.raw"] = learnt, raw
         read[f"{name}.aligned"] = learnt, aligned.turned(raw)
-        read[f"{name}.retrained"] = (fit_ranker(first, new_first, seed), fit_buyer(first, new_first)), raw
+        new_vectors = retrain.encoder.item_vectors[places_of(old_items.item_ids, new_items.item_ids)]
+        read[f"{name}.retrained"] = (fit_ranker(first, new_first, new_vectors, seed), fit_buyer(first, new_first)), raw
         spaces[name] = found.to_dict() | compared(parent, retrain, aligned, old_first, new_first, old_items, new_items)
     logging.warning("seed %d: parent %d epochs, scratch %d, warm %d, %.0f CPU seconds", seed, parent.epochs,
                     retrains["scratch"].epochs, retrains["warm"].epochs, time.process_time() - started)  # fmt: skip
@@ -341,7 +379,7 @@ def summarised(arguments: argparse.Namespace, log: Log, runs: list[dict[str, Any
         "benchmark": f"stability/{arguments.log}",
         "protocol": f"temporal, learnt {_day(log.first_us)}, asked {_day(log.second_us)}, {TEST_DAYS} days, k = {TOP}",
         "seeds": [run["seed"] for run in runs],
-        "max_epochs": arguments.max_epochs,
+        "set": arguments.set,
         **runs[0]["counts"],
         "ranked_users": int(np.isfinite(per_user["none"]).sum()),
         "ndcg_at_10": {name: _told([float(np.nanmean(run["ndcg"][name])) for run in runs]) for name in names},

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sonder.core.errors import InvalidRule, NotFound
@@ -25,7 +27,7 @@ from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.audience_counts import evaluate
 from sonder.profiles.audience_fields import schema_of
 from sonder.profiles.audience_reading import ReleaseUsers
-from sonder.profiles.record import profile_file
+from sonder.profiles.record import PROFILE_SCHEMA, profile_file
 from sonder.releases.artefacts import Release
 from sonder.scoring.heads import load_heads
 from sonder.segments.audiences import AudienceCatalogue
@@ -83,7 +85,7 @@ def read_published(
     old = _profiles(parent.profiles, _parent_buckets(parent, history, buckets, new["user_id"]))
     both = _drawn(new.select("user_id").join(old.select("user_id"), on="user_id", how="semi"), most)
     sides = [both.join(side, on="user_id", how="left", maintain_order="left") for side in (old, new)]
-    dims = [int(side["embedding"].list.len().cast(pl.Int64).to_numpy().max(initial=1)) for side in sides]
+    dims = [int(side["embedding"].list.len().fill_null(0).to_numpy().max(initial=1)) for side in sides]
     return (
         Published(sides[0], dims[0], history, tuple(buckets)),
         Published(sides[1], dims[1], history, tuple(buckets)),
@@ -154,8 +156,9 @@ def _parent_buckets(parent: Release, history: Folder, buckets: Sequence[int], us
 
 
 def _profiles(profiles: Folder, buckets: Iterable[int]) -> pl.DataFrame:
-    parts: list[Any] = [pl.DataFrame(profile_file(profiles, bucket).read_table(_COLUMNS)) for bucket in buckets]
-    frame: pl.DataFrame = pl.concat(parts)
+    nobody = pl.DataFrame(PROFILE_SCHEMA.empty_table().select(["user_id", "segments", "scores", "embedding"]))
+    parts: list[Any] = [pl.DataFrame(_read(profile_file(profiles, bucket))) for bucket in buckets]
+    frame: pl.DataFrame = pl.concat(parts) if parts else nobody
     return frame.select(
         "user_id",
         pl.col("segments").struct.field("lifecycle"),
@@ -164,6 +167,11 @@ def _profiles(profiles: Folder, buckets: Iterable[int]) -> pl.DataFrame:
         pl.col("scores").list.eval(pl.element().struct.field("value")).alias("values"),
         "embedding",
     )
+
+
+def _read(file: Folder) -> pa.Table:
+    with file.open() as opened:  # ParquetFile reads the parts of structs that are asked for, drivers are most bytes
+        return pq.ParquetFile(opened).read(_COLUMNS)
 
 
 def _drawn(users: pl.DataFrame, most: int) -> pl.DataFrame:

@@ -10,6 +10,7 @@ Churn       share of users whose segment is another one
 PSI         population stability index of a score: sum over bins of (after - before) * ln(after / before), bins by the
             deciles before; the industry reads below 0.1 as the same, above 0.25 as another population
 Limits: overlap and movement are read on a sample of users; a user without a vector on either side is in neither.
+A list of half the candidates is not measured: chance alone would fill it.
 """
 
 from __future__ import annotations
@@ -82,9 +83,9 @@ def item_overlap(
     *,
     k: int = K,
 ) -> Overlap | None:
-    """Of each user's k nearest items among the same C, in their order; None where there are not more than k."""
+    """Of each user's k nearest items among the same C, in their order; None of fewer than 2 k: chance gives half."""
     both_U = before_UD.any(axis=1) & after_UD.any(axis=1)
-    if len(items_before_CD) <= k or not both_U.any():
+    if len(items_before_CD) < 2 * k or not both_U.any():
         return None
     lists = [
         top_items(users_UD[both_U], items_CD, k)[0]
@@ -94,10 +95,10 @@ def item_overlap(
 
 
 def user_overlap(before_UD: NDArray[np.float32], after_UD: NDArray[np.float32], *, k: int = K) -> Overlap | None:
-    """Of each user's k nearest others; None where there are not more than k."""
+    """Of each user's k nearest others; None where there are fewer than 2 k."""
     both_U = before_UD.any(axis=1) & after_UD.any(axis=1)
     num = int(both_U.sum())
-    if num <= k + 1:
+    if num - 1 < 2 * k:
         return None
     own_U = np.arange(num)
     lists = [similar_users(side, side, k, exclude_rows=own_U)[0] for side in (before_UD[both_U], after_UD[both_U])]
@@ -120,7 +121,7 @@ class Churn:
     moves: tuple[tuple[str, str, int], ...]  # (before, after, users), the most frequent first
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "moves": [list(move) for move in self.moves]}
 
 
 def churn(before: pl.Series, after: pl.Series, *, num_moves: int = 12) -> Churn | None:
