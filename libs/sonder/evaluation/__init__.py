@@ -21,6 +21,9 @@ resampling      the bootstrap over users
 lookalikes      how well an audience grown from seeds finds seeds that it did not see, and its reach curve
 stability       how far a release moved from its parent: vectors, neighbours, segments, scores
 stability_view  the same as the report's rows
+user_comparison where the users of two releases went: lifecycle, clusters, scores, vectors, interests
+diff_page       the page that compares two releases; diff_charts draws it
+page            what every page shares: templates, number filters, style sheets
 truth           agreement with the synthetic world's own truth
 report_content  all that a report shows, as plain frozen data
 report          one self-contained HTML page and metrics.json

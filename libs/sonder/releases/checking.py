@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sonder.core.errors import ConfigurationError, PromotionRefused
+from sonder.core.errors import ConfigurationError, PromotionRefused, SonderError
 from sonder.core.workspace import Workspace
 from sonder.releases.artefacts import Release
 from sonder.releases.consumers import Consumers
@@ -35,7 +35,12 @@ class Gate:
     forced_by: str | None = None
 
     def __call__(self, release_id: str, served_id: str) -> GateRecord:
-        verdict = check(self.workspace, self.consumers, release_id, served_id)
+        try:
+            verdict = check(self.workspace, self.consumers, release_id, served_id)
+        except SonderError as error:  # the served release is damaged or gone, say: no reason to keep serving it
+            if self.forced_by is None:
+                raise
+            return GateRecord(served_id, 0, self.forced_by, (f"nothing was checked: {error}",))
         if self.forced_by is None:
             require_known(verdict)
             require_kept(verdict)

@@ -89,7 +89,7 @@ class Current:
         try:
             content = file.read_json()
         except ValueError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         return cls.of(content)
 
     @classmethod
@@ -102,7 +102,7 @@ class Current:
             del known["predecessor"]  # the first of the history, for who reads the file
             return cls(Promotion.from_dict(known), history, forced)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for the file."""
@@ -113,7 +113,7 @@ class Current:
         return content
 
 
-def _unreadable(error: Exception) -> ArtefactMismatch:
+def unreadable(error: Exception) -> ArtefactMismatch:
     return ArtefactMismatch(
         f"releases/{CURRENT} cannot be read: {error}",
         expected="what `sonder release promote` writes",

@@ -109,7 +109,7 @@ class _Judge:
             status, why = "unknown", _near("field", path, self.now.fields.keys())
         elif after is None:
             status, why = "broken", _near("field", path, self.now.fields.keys(), lost=True)
-        elif False:
+        elif before is not None and before != after:
             status, why = "broken", "its meaning changed"
         elif self.now.metrics.get(f"coverage.{path}") == 0:
             status, why = "broken", "it is null for every user"

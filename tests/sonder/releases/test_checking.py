@@ -92,6 +92,15 @@ def test_force_where_nothing_is_broken_is_a_plain_promotion(workspace: Workspace
     assert current.forced == ()
 
 
+def test_force_gets_past_a_served_release_that_cannot_be_read(workspace: Workspace) -> None:
+    workspace.release("r-1").remove()
+    with pytest.raises(NotFound, match="r-1"):
+        Registry(workspace).promote("r-4", reason="better", gate=Gate(workspace, CONSUMERS))
+    forced = Registry(workspace).promote("r-4", reason="r-1 is gone", gate=Gate(workspace, CONSUMERS, forced_by="me"))
+    assert forced.promotion.gate is not None
+    assert "nothing was checked: No release 'r-1'" in forced.promotion.gate.overridden[0]
+
+
 def test_a_rollback_is_never_gated(workspace: Workspace) -> None:
     registry = Registry(workspace)
     registry.promote("r-2", reason="must", gate=Gate(workspace, CONSUMERS, forced_by="someone"))
