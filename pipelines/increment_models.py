@@ -72,7 +72,7 @@ def carry_models(parent: Release, snapshot_items: Folder, target: Folder) -> Car
 
 def add_cluster_counts(parent: Release, target: Folder, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """clusters.json again, with who is in them now -> its content and metrics."""
-    content = (target / "clusters" / CLUSTERS_FILE).read_json()
+    content: dict[str, Any] = (target / "clusters" / CLUSTERS_FILE).read_json()
     both, moved = (sum(int(summary[name]) for summary in summaries) for name in ("in_both", "moved"))
     ids = tuple(entry["id"] for entry in content["clusters"])
     content["clusters"] = entries_of(ids, content["clusters"], summaries)

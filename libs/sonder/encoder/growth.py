@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -48,11 +49,19 @@ def continued(encoder: Encoder, known: Vocabulary, vocabulary: Vocabulary) -> En
     if vocabulary.num_items == num_known:
         return encoder
     newer = item_content(vocabulary, like=encoder.content)
-    parts = {
-        name: np.concatenate([getattr(encoder.content, name)[:num_known], getattr(newer, name)[num_known:]])
-        for name in ("features_IF", "vectors_IV", "id_rows_IP")
-    }
-    return grown(encoder, known, vocabulary, content=replace(encoder.content, **parts))[0]
+    content = replace(
+        encoder.content,
+        features_IF=_followed(encoder.content.features_IF, newer.features_IF, num_known),
+        vectors_IV=_followed(encoder.content.vectors_IV, newer.vectors_IV, num_known),
+        id_rows_IP=_followed(encoder.content.id_rows_IP, newer.id_rows_IP, num_known),
+    )
+    return grown(encoder, known, vocabulary, content=content)[0]
+
+
+def _followed(known: NDArray[Any], newer: NDArray[Any], num_known: int) -> NDArray[Any]:
+    """The first rows of one, the others of the other."""
+    rows: NDArray[Any] = np.concatenate([known[:num_known], newer[num_known:]])
+    return rows
 
 
 def grown(
