@@ -72,6 +72,7 @@ class Gateway:
         self._doors = Doors(self._workspace.keys, known) if needs_keys else None
         self._app: FastAPI | None = None
         self._serving = Serving(self._workspace, release, opened=self._open, assign=self._assign)
+        self._answering: Engine | SplitEngine = self._serving.follower.part
         self._following: asyncio.Task[None] | None = None
         self._grpc, self._rpc = grpc, RpcServer(self._engine, self._doors)
         if self._shipper is not None:
@@ -88,7 +89,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         self._app = create_app(self._serving.follower.part, doors=self._doors)
-        self._app.state.serving = self._serving
+        self._app.state.engine, self._app.state.serving = self._answering, self._serving
         self._app.state.adds_request_id = False  # Serve does, on every answer
         return self._app
 
@@ -110,6 +111,7 @@ class Gateway:
         return open_engine(opened, self._stages.of(release), store_url=self._store, log=self._log)
 
     def _assign(self, engine: Engine | SplitEngine) -> None:
+        self._answering = engine
         if self._app is not None:
             self._app.state.engine = engine
 

@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from pipelines.audience import refresh_audiences, save_audience
 from services.gateway import arms
 from services.gateway import serving as serving_module
 from services.gateway import shadow as shadow_module
@@ -96,6 +97,24 @@ def test_a_batch_is_answered_in_order_by_both_arms_as_json_arrow_and_grpc_messag
         assert [one.release for one in message.profiles] == expected
 
     asyncio.run(ask())
+
+
+def test_audiences_are_answered_by_both_arms_and_neither_is_degraded(gateway: Gateway) -> None:
+    save_audience(gateway.workspace, "everybody", "num_events > 0")
+    refresh_audiences(gateway.workspace, num_workers=0)
+
+    async def ask() -> list[dict[str, Any]]:
+        gateway.served.engine._memberships.look()
+        await gateway.settle()
+        start(gateway)
+        await gateway.settle()
+        async with gateway.client() as http:
+            return [(await http.get(f"/v1/users/{user}")).json() for user in gateway.served.release.user_ids]
+
+    answers = asyncio.run(ask())
+    assert {one["release"] for one in answers} == {"release-1", "release-2"}
+    assert [[audience["name"] for audience in one["audiences"]] for one in answers] == [["everybody"]] * len(answers)
+    assert not any("degraded" in one for one in answers)
 
 
 def test_a_release_is_answered_from_when_it_is_named_and_served_and_else_it_is_404(gateway: Gateway) -> None:

@@ -260,6 +260,10 @@ def test_who_was_erased_while_a_store_was_loaded_is_taken_out_of_it(
     own_served.store.put_many([("user-2", own_served.store.get("user-1"))])  # type: ignore[list-item]
     assert drop_erased(own_served.store, profiles, erased) == 1
     assert own_served.store.get("user-2") is None
+    again = own_served.store.get("user-1")._replace(computed_at_us=max(erased.values()) + 1)  # type: ignore[union-attr]
+    own_served.store.put_many([("user-2", again)])  # who came back after the erasure
+    assert drop_erased(own_served.store, profiles, erased) == 0
+    assert own_served.store.get("user-2") is not None
     assert own_served.store.get("user-1") is not None
 
 

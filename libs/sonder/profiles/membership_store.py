@@ -43,7 +43,8 @@ _told_time = lru_cache(maxsize=4096)(iso_time)  # as many different ones as ther
 class MembershipStore:
     """A finished store; reads from several threads are safe, also against `close`."""
 
-    def __init__(self, environment: lmdb.Environment) -> None:
+    def __init__(self, environment: lmdb.Environment, path: str) -> None:
+        self._path = path
         self._environment: lmdb.Environment | None = environment
         self._closing = threading.Lock()
         self._members = environment.open_db(_MEMBERS, create=False)
@@ -57,11 +58,12 @@ class MembershipStore:
         """NotFound if there is none."""
         if not (path / "data.mdb").is_file():
             raise NotFound(f"No memberships at {path}", do="`sonder audience refresh` loads them.")
-        environment = lmdb.open(str(path), readonly=True, max_dbs=1, max_readers=1024)
+        name = str(path.resolve())
+        environment = _taken(name)
         try:
-            return cls(environment)
+            return cls(environment, name)
         except BaseException:
-            environment.close()
+            _given_back(name)
             raise
 
     def get(self, user_id: str) -> list[Membership]:
@@ -81,13 +83,37 @@ class MembershipStore:
     def close(self) -> None:
         with self._closing:
             if self._environment is not None:
-                self._environment.close()
+                _given_back(self._path)
             self._environment = None
 
     def _membership(self, record: bytes) -> Membership:
         number, entered_at_us = _RECORD.unpack(record)
         name, version, as_of = self._audiences[number]
         return Membership(name, version, _told_time(entered_at_us), as_of, "refresh")
+
+
+_open: dict[str, tuple[lmdb.Environment, int]] = {}  # by path: a process may open one only once (LMDB's rule)
+_opening = threading.Lock()
+
+
+def _taken(path: str) -> lmdb.Environment:
+    """The environment at a path, shared by all in this process who read it: engines of several releases do."""
+    with _opening:
+        environment, num_readers = _open.get(path, (None, 0))
+        if environment is None:
+            environment = lmdb.open(path, readonly=True, max_dbs=1, max_readers=1024)
+        _open[path] = environment, num_readers + 1
+        return environment
+
+
+def _given_back(path: str) -> None:
+    """Closed when its last reader is."""
+    with _opening:
+        environment, num_readers = _open.pop(path)
+        if num_readers > 1:
+            _open[path] = environment, num_readers - 1
+        else:
+            environment.close()
 
 
 def ensure_memberships(stores: Path, audiences: Folder, index: AudienceIndex) -> Path:

@@ -120,3 +120,20 @@ def test_records_that_do_not_fit_make_the_map_grow(tmp_path: Path, monkeypatch: 
     store = MembershipStore.open(ensure_memberships(tmp_path / "stores", audiences, index_of("a")))
     assert all(store.batch_get([f"user-{number}" for number in range(3_000)]))
     store.close()
+
+
+def test_two_readers_in_one_process_share_it_and_each_closes_its_own(tmp_path: Path) -> None:
+    audiences = Folder.at(str(tmp_path / "audiences"))
+    count(audiences, "a", [{"one": None}])
+    path = ensure_memberships(tmp_path / "stores", audiences, index_of("a"))
+    first, second = MembershipStore.open(path), MembershipStore.open(path)  # engines of two releases
+    first.close()
+    first.close()
+    assert len(second.get("one")) == 1
+    with pytest.raises(NotFound):
+        first.get("one")
+    second.close()
+    again = MembershipStore.open(path)
+    assert len(again.get("one")) == 1
+    again.close()
+    assert membership_store._open == {}
