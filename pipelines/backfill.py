@@ -8,6 +8,8 @@ cold, as in a build. A bucket whose file is staged is not done again, nor is a p
 The models are those of the release, so their knowledge may be younger than the day: `models_trained_until` in the
 manifest says how young, and `knows_the_future` whether it is. A model that is trained on such profiles learns from a
 leak. The way out is a release that ends before the day: its profiles of later days read the log of the served release.
+The same log, release and code give the same bytes where tasks have the same number of threads (OMP_NUM_THREADS): the
+last digits of floats depend on it.
 Limits: a log without real times has no days; attributes and consent are those of the snapshot's user table.
 """
 

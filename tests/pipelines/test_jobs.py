@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from ray.job_submission import JobStatus
+from typer.testing import CliRunner
 
 import pipelines.jobs
 import pipelines.submit
+from pipelines.cli import app
 from pipelines.job_work import Work, read_work
 from pipelines.jobs import find_job, follow, stop
 from pipelines.submit import submit
@@ -159,3 +161,23 @@ def test_another_machine_is_asked_for_its_own_python(work: Work, monkeypatch: py
     submit(work, address="http://head:8265", install="code")
     assert client.submitted[0]["entrypoint"].startswith("python -m pipelines.cli build")
     assert len(client.submitted[0]["runtime_env"]["py_modules"]) == 3
+
+
+def test_the_commands_list_print_and_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient(**{"sonder-build-1": "SUCCEEDED", "sonder-train-2": "RUNNING", "raysubmit_x": "RUNNING"})
+    client.log = "one\ntwo\n"
+    monkeypatch.setattr(pipelines.jobs, "connect", lambda address: client)
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(app, ["jobs", *words])
+        assert isinstance(done.exception, SystemExit | None), done.exception
+        return done.output
+
+    listed = said("list").splitlines()
+    assert [line.split()[-1] for line in listed] == ["sonder-build-1", "sonder-train-2"]
+    assert said("logs", "sonder-build-1") == "one\ntwo\n"
+    assert said("logs", "sonder-build-1", "--follow") == "hello\nsonder-build-1 succeeded.\n"
+    assert "goes on where it stopped" in said("stop", "sonder-train-2")
+    assert said("stop", "sonder-build-1") == "sonder-build-1 succeeded.\n"
+    client.infos.clear()
+    assert "No job yet" in said("list")
