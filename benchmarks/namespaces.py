@@ -47,6 +47,7 @@ class Network:
     def __init__(self) -> None:
         self.addresses: dict[str, str] = {}
         self._prefix = f"{PREFIX}{os.getpid()}-"
+        self._processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Network:
         remove_stale()
@@ -78,7 +79,9 @@ class Network:
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str], **popen: Any) -> subprocess.Popen[str]:
         """A process on a machine, with this environment and nothing else of ours."""
         inside = ["ip", "netns", "exec", self._space(name), *command]
-        return subprocess.Popen(inside, env=dict(env), text=True, start_new_session=True, **popen)
+        process = subprocess.Popen(inside, env=dict(env), text=True, start_new_session=True, **popen)
+        self._processes.append(process)
+        return process
 
     def processes(self, name: str) -> list[int]:
         """Everything that runs on a machine."""
@@ -89,16 +92,22 @@ class Network:
         return _kill_all(self._space(name))
 
     def cut(self, name: str) -> None:
-        """The cable is out; the machine goes on by itself."""
-        _ip("-n", self._space(HUB), "link", "set", f"to-{name}", "down")
+        """The cable is out of the bridge: packets vanish without a word, and the machine goes on by itself."""
+        _ip("-n", self._space(HUB), "link", "set", f"to-{name}", "nomaster")
 
     def mend(self, name: str) -> None:
-        _ip("-n", self._space(HUB), "link", "set", f"to-{name}", "up")
+        _ip("-n", self._space(HUB), "link", "set", f"to-{name}", "master", "bridge")
 
     def close(self) -> None:
         for name in reversed(list(self.addresses)):
             _remove(self._space(name))
         self.addresses.clear()
+        for process in self._processes:
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with suppress(OSError):  # what it did not read any more
+                        stream.close()
 
     def _add_namespace(self, name: str, number: int) -> None:
         self.addresses[name] = f"{SUBNET}.{number}"

@@ -88,6 +88,8 @@ Releases: {built["releases"]}; left in `.staging`: {built["left_in_staging"] or 
 
 {table(served["kills"], SERVING_COLUMNS)}
 
+Ended early: {served["stopped"] or "no"}.
+
 Over the whole run {served["reads"]:,} stored reads at all doors, {served["reads_failed"]:,} of them without a 200,
 those at the doors of dead nodes included. {served["events_accepted"]:,} events accepted,
 {served["events_in_log"]:,} in the log; users whose stored profile has another number: {wrong}.
@@ -134,7 +136,7 @@ def main() -> None:
     }
     print(json.dumps(line))
     lost = served["users_with_lost_or_repeated_events"] or served["events_in_log"] != served["events_accepted"]
-    if built["different"] or built["releases"] != 1 or failed or lost:
+    if built["different"] or built["releases"] != 1 or failed or lost or served["stopped"]:
         raise SystemExit(1)
 
 

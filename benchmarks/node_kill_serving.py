@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,16 @@ class Application:
         process.stdin.flush()
         return process
 
+    def strike_all(self, kills: Sequence[Wanted]) -> tuple[list[Outcome], str | None]:
+        """One after the other, and why that ended early: what was seen until then counts all the same."""
+        outcomes = []
+        for wanted in kills:
+            try:
+                outcomes.append(self.strike(wanted))
+            except TimeoutError as error:
+                return outcomes, f"{wanted.name}: {error}"
+        return outcomes, None
+
     def strike(self, wanted: Wanted) -> Outcome:
         """Kill, wait until the application is whole without the node, bring it back."""
         machines = self.machines
@@ -302,7 +312,7 @@ def report_serving(folder: Path, workspace: str, kills: tuple[Wanted, ...] = KIL
         journal = folder / "journal.jsonl"
         load = application.load(journal, application.doors())
         time.sleep(AFTER_S)
-        outcomes = [application.strike(wanted) for wanted in kills]
+        outcomes, stopped = application.strike_all(kills)
         assert load.stdin is not None
         load.stdin.close()
         load.wait(timeout=60)
@@ -314,6 +324,7 @@ def report_serving(folder: Path, workspace: str, kills: tuple[Wanted, ...] = KIL
     return {
         "deployed_s": deployed_s,
         "kills": [asdict(outcome) for outcome in outcomes],
+        "stopped": stopped,
         "reads": len(reads),
         "reads_failed": sum(line["status"] != 200 for line in reads),
         "events_accepted": sum(last["accepted"].values()),

@@ -61,7 +61,7 @@ class RayMachines:
             "OMP_NUM_THREADS": "1",
             **(env or {}),
         }
-        self._started: dict[str, subprocess.Popen[str]] = {}
+        self._started: set[str] = set()
         self._alive: list[str] = []
 
     def __enter__(self) -> RayMachines:
@@ -83,8 +83,6 @@ class RayMachines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.network.__exit__(kind, error, trace)
-        for process in self._started.values():
-            process.wait()
 
     def before_start(self) -> None:
         """What the whole network needs before the first node."""
@@ -115,9 +113,8 @@ class RayMachines:
         else:
             command += [f"--address={self.gcs}", f"--num-cpus={self.workers[name]}"]
         with (folder / "ray-start.log").open("a") as log:
-            self._started[name] = self.network.start(
-                name, command, self.node_env(name), stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+            self.network.start(name, command, self.node_env(name), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self._started.add(name)
 
     def run(self, command: Sequence[str], *, on: str = HUB, **popen: Any) -> subprocess.Popen[str]:
         """A command of ours with the cluster's token."""
@@ -151,5 +148,5 @@ class RayMachines:
             if alive and is_met(alive):
                 return time.monotonic() - started
             time.sleep(0.1)
-        logs = "\n".join(f"{name}:\n{tail(self.folder / name / 'ray-start.log')}" for name in self._started)
+        logs = "\n".join(f"{name}:\n{tail(self.folder / name / 'ray-start.log')}" for name in sorted(self._started))
         raise TimeoutError(f"not within {within_s:.0f} s: {what}; alive: {self.alive()}\n{logs}")

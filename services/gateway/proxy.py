@@ -3,9 +3,7 @@
 Ray Serve binds HAProxy's front end where it is told, but writes `bind *:8404` (statistics, with an administrator's
 page) and `bind :9101` (metrics) into the configuration, whatever the host, and no setting leaves them out
 (docs/decisions/0003). The binary can be replaced: ours is a script that narrows those two lines, adds one that tells
-the gateway when HAProxy took a request (where its span starts), then becomes HAProxy. It also lets HAProxy give up a
-connection to a replica that has not acknowledged what was sent for TCP_GIVES_UP: so a request that a machine took with
-it when its network went is asked again of another one, as is that of a killed replica.
+the gateway when HAProxy took a request (where its span starts), then becomes HAProxy.
 `proxy_environment` is for `sonder serve`, on one node. On a cluster every node needs `node_environment` before
 `ray start` (`sonder node-environment`, docs/cluster.md), behind a network policy.
 """
@@ -32,7 +30,6 @@ previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
     sed -i -E 's/^([[:space:]]*bind[[:space:]]+)[*]?:({ports})$/\\1127.0.0.1:\\2/' "$argument"
-    sed -i -E 's/^[[:space:]]*default-server .*$/& tcp-ut {gives_up}/' "$argument"
     sed -i -E '/^frontend http_frontend/,/^[[:space:]]*bind/ s/^([[:space:]]*)bind .*$/&\\n\\1{started}/' "$argument"
   fi
   previous="$argument"
@@ -41,7 +38,6 @@ exec "{binary}" "$@"
 """
 
 
-TCP_GIVES_UP = "2s"
 STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT = 8404, 9101, 8500  # Ray's own, on nodes with an address each
 _STARTED = "http-request set-header x-request-start t=%[date(0,us)]"  # services/gateway/observing.py reads it
 
@@ -81,7 +77,6 @@ def _environment(folder: Path, statistics: int, metrics_port: int, fallback: int
             binary=get_haproxy_binary(),
             ports=f"{statistics}|{metrics_port}",
             started=_STARTED,
-            gives_up=TCP_GIVES_UP,
         ),
         encoding="utf-8",
     )

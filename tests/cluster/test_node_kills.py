@@ -22,6 +22,7 @@ def test_nodes_that_die_in_a_build_and_while_serving_lose_nothing(short_path: Pa
     assert built["left_in_staging"] == []
 
     served = report_serving(short_path / "s", str(short_path / "b" / "there-build"))
+    assert served["stopped"] is None
     assert served["events_accepted"] > 100
     assert served["events_in_log"] == served["events_accepted"]
     assert served["users_with_lost_or_repeated_events"] == {}

@@ -29,9 +29,6 @@ TEMPLATE = """frontend prometheus
     bind :{metrics}
 frontend http_frontend
     bind {front}:8000
-backend sonder
-    default-server fastinter 250ms fall 2 check
-    server one {front}:30000 check
 listen stats
   bind *:{statistics}
 """
@@ -92,7 +89,6 @@ def test_the_script_narrows_the_operators_listeners_and_leaves_the_front_end_whe
     assert started.stdout == f"-db -f {file} -sf 1\n"
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if "bind" in line]
     assert lines == [f"bind 127.0.0.1:{metrics}", f"bind {front}:8000", f"bind 127.0.0.1:{statistics}"]
-    assert "    default-server fastinter 250ms fall 2 check tcp-ut 2s\n" in file.read_text(encoding="utf-8")
 
 
 def test_a_node_of_a_cluster_gets_ports_that_are_the_same_everywhere_and_files_of_its_own(
