@@ -365,7 +365,9 @@ def test_a_nightly_build_has_ended_before_the_next_one_starts(environment: str) 
     assert hour.isdigit()
     assert rest == ["*", "*", "*"]
     assert zoneinfo.ZoneInfo(spec["timeZone"])
-    assert spec["jobTemplate"]["activeDeadlineSeconds"] < 24 * 3600
+    job = spec["jobTemplate"]
+    assert (job["backoffLimit"] + 1) * job["activeDeadlineSeconds"] < 24 * 3600  # each try has its own deadline
+    assert job["preRunningDeadlineSeconds"] < job["activeDeadlineSeconds"]
     assert spec["suspend"] is (environment == "local")
 
 

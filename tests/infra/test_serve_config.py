@@ -187,6 +187,7 @@ def test_the_arguments_build_the_application_and_the_file_overrides_it(
         assert options.max_queued_requests == code["max_queued_requests"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_serve_deploys_a_clusters_configuration(ray_session: None, released: tuple[TinyRelease, str]) -> None:
     from ray import serve
