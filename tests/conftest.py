@@ -18,6 +18,8 @@ os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.update(LOOPBACK_ENVIRONMENT)
+# Without a server of its own a test's request to S3 goes nowhere: neither to AWS nor to ask for credentials.
+os.environ.update(AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing")
 
 
 @pytest.fixture(scope="session")

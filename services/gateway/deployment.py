@@ -84,6 +84,8 @@ class Gateway:
     async def __del__(self) -> None:
         """Serve awaits this when the replica is stopped, after the HTTP requests under way."""
         await self._rpc.stop()
+        if self._doors is not None:
+            self._doors.close()
         if self._shipper is not None:
             await asyncio.to_thread(self._shipper.close)
 

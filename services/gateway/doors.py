@@ -87,6 +87,10 @@ class Doors:
             return Refusal(HTTPStatus.TOO_MANY_REQUESTS, told, {"retry-after": str(math.ceil(wait_s))})
         return None
 
+    def close(self) -> None:
+        """Stop looking at the file of keys."""
+        self._keys.close()
+
     async def _caller(self, presented: str | None) -> Caller:
         if presented is None:
             raise Refused("No API key" if self._tokens is None else "No API key and no token")

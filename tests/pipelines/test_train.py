@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,22 @@ from sonder.encoder.inference import embed_users
 from sonder.encoder.training import TrainingRun
 from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
+from tests.s3_server import S3Server
 
 NUM_ITEMS, NUM_USERS, NUM_BUCKETS = 12, 120, 4
 DAY_US = 86_400_000_000
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path: Path, request: pytest.FixtureRequest) -> Workspace:
     """A snapshot `walks`: every user steps through the items in a circle, one a day, so the next one is certain."""
-    place = Workspace.at(str(tmp_path / "workspace"))
+    if getattr(request, "param", "local") == "s3":
+        server: S3Server = request.getfixturevalue("s3_environment")
+        return _with_walks(Workspace.at(server.uri(f"train-{os.urandom(4).hex()}")))
+    return _with_walks(Workspace.at(str(tmp_path / "workspace")))
+
+
+def _with_walks(place: Workspace) -> Workspace:
     history = place.history("walks")
     buckets = []
     for bucket in range(NUM_BUCKETS):
@@ -63,7 +71,7 @@ def configure(workspace: Workspace) -> Callable[..., SonderConfig]:
     def make(protocol: str = "leave_one_out", **encoder: Any) -> SonderConfig:
         return SonderConfig.model_validate(
             {
-                "workspace": workspace.root.path,
+                "workspace": workspace.root.uri,
                 "events": {"path": "unused"},
                 "evaluation": {"protocol": protocol, "test_days": 3},
                 "encoder": {
@@ -80,6 +88,7 @@ def configure(workspace: Workspace) -> Callable[..., SonderConfig]:
     return make
 
 
+@pytest.mark.parametrize("workspace", ["local", "s3"], indirect=True)
 def test_it_learns_in_process_and_writes_an_encoder_that_embeds(workspace, configure, tmp_path):
     target = Folder.at(str(tmp_path / "encoder"))
     metrics = train_encoder(configure(max_epochs=30, patience=30), "walks", target, cutoff_us=None, num_workers=0)

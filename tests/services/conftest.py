@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,16 +96,29 @@ def new_release(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], TinyRe
 
 
 @pytest.fixture(scope="session")
+def release_at() -> Callable[..., TinyRelease]:
+    """Makes one at a folder or URI, for a node with a disk of its own."""
+    return build_tiny_release
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractContextManager[Served]]:
+    """A gateway over any release, without Ray."""
+    return serve
+
+
+@pytest.fixture(scope="session")
 def tiny_release(new_release: Callable[[], TinyRelease]) -> TinyRelease:
     """One for all tests that write nothing."""
     return new_release()
 
 
-def build_tiny_release(folder: Path) -> TinyRelease:
-    workspace = Workspace.at(str(folder))
+def build_tiny_release(folder: Path | str, local_dir: Path | None = None) -> TinyRelease:
+    """`folder`: or a URI."""
+    workspace = Workspace.at(str(folder), None if local_dir is None else str(local_dir))
     config = SonderConfig.model_validate(
         {
-            "workspace": str(folder),
+            "workspace": workspace.root.uri,
             "events": {"path": "events.csv"},
             "encoder": {"dim": DIM},
             "scores": [{"name": "buy_7d", "action": "buy", "within_days": 7}],

@@ -230,13 +230,17 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
         with _explained(path):
             obstore.put(store, key, Path(lpath))
 
-    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        """A copy on the server's side; through this machine where it is too large or another bucket."""
+    def cp_file(self, path1: str, path2: str, size: int | None = None, **_: Any) -> None:
+        """A copy on the server's side; through this machine where it is too large or another bucket.
+
+        `size`: of the file, where it is known; else it is asked for.
+        """
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
         (source, key1), (target, key2) = _located(path1), _located(path2)
         is_near = path1.split("/", 1)[0] == path2.split("/", 1)[0]
         with _explained(path1):
-            if is_near and obstore.head(source, key1)["size"] <= COPY_BYTES:
+            size = obstore.head(source, key1)["size"] if size is None else size
+            if is_near and size <= COPY_BYTES:
                 obstore.copy(source, key1, key2)
             else:
                 writer = obstore.open_writer(target, key2, buffer_size=BLOCK_BYTES)

@@ -337,7 +337,7 @@ def _copy_all(staged: Folder, final: Folder) -> int:
     sizes = {name: size for name, size in staged.sizes().items() if name != MANIFEST}
 
     def copy(name: str) -> None:
-        final.fs.cp_file((staged / name).path, (final / name).path)
+        final.fs.cp_file((staged / name).path, (final / name).path, size=sizes[name])
 
     with ThreadPoolExecutor(_AT_ONCE) as copiers:
         list(copiers.map(copy, sizes))

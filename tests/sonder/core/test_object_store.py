@@ -81,7 +81,7 @@ from sonder.core.storage import Folder, publish
 
 copy = ObjectStore.cp_file
 
-def slowly(self, source, target):
+def slowly(self, source, target, **_):
     time.sleep(0.1)
     copy(self, source, target)
 
@@ -125,7 +125,7 @@ def test_a_publisher_stops_where_the_copy_is_not_what_was_staged(root: Folder, m
     (root / ".staging" / "x" / "a").write_bytes(b"whole")
     copy = type(root.fs).cp_file
 
-    def cut(fs: object, source: str, target: str) -> None:
+    def cut(fs: object, source: str, target: str, **_: object) -> None:
         root.fs.pipe_file(target, b"hal")
 
     monkeypatch.setattr(type(root.fs), "cp_file", cut)
