@@ -66,8 +66,9 @@ class Gateway:
             embedding=embedding, segmentation=segmentation, scoring=scoring, retrieval=retrieval
         )
         self._log = open_event_log(self._workspace, store)
-        ships = self._workspace.is_shared and isinstance(self._log, OnlineLog)  # a server's log is everybody's already
-        self._shipper = LogShipper(self._workspace, self._log) if ships else None
+        self._shipper: LogShipper | None = None
+        if self._workspace.is_shared and isinstance(self._log, OnlineLog):  # a server's log is everybody's already
+            self._shipper = LogShipper(self._workspace, self._log)
         known = Tokens(TokensConfig.model_validate(tokens)) if tokens is not None else None
         self._doors = Doors(self._workspace.keys, known) if needs_keys else None
         self._app: FastAPI | None = None
