@@ -110,8 +110,11 @@ def canary_promote(
     config: ConfigOption = DEFAULT_CONFIG,
     overrides: SetOption = None,
 ) -> None:
-    """End the trial well: the candidate is verified again and becomes the current release."""
-    ended = _canaries(config, overrides).promote(by=_whoever(), reason=reason)
+    """End the trial well: the candidate is verified again, passes the gate and becomes the current release."""
+    from pipelines.promotion import gate_of
+
+    gate = gate_of(load(config, overrides or ()))
+    ended = _canaries(config, overrides).promote(by=_whoever(), reason=reason, gate=gate)
     typer.echo(
         f"{ended.trial.candidate} is current. A running `sonder serve` answers everybody from it within seconds."
     )

@@ -25,11 +25,16 @@ def read_consumers(config: SonderConfig) -> Consumers | None:
     return load_consumers(Folder.at(path if "://" in path else str(Path(path).resolve())))
 
 
+def gate_of(config: SonderConfig, forced_by: str | None = None) -> Gate | None:
+    """What a promotion goes through; None where nobody relies on anything."""
+    consumers = read_consumers(config)
+    return None if consumers is None else Gate(Workspace.at(config.workspace), consumers, forced_by)
+
+
 def promote_release(config: SonderConfig, release_id: str, *, reason: str, forced_by: str | None = None) -> Current:
     """Serve a release if it keeps what consumers rely on, or whatever it keeps if somebody forces it."""
-    workspace, consumers = Workspace.at(config.workspace), read_consumers(config)
-    gate = None if consumers is None else Gate(workspace, consumers, forced_by)
-    return Registry(workspace).promote(release_id, reason=reason, gate=gate)
+    workspace = Workspace.at(config.workspace)
+    return Registry(workspace).promote(release_id, reason=reason, gate=gate_of(config, forced_by))
 
 
 def promote_build(config: SonderConfig, release_id: str, *, asked: bool) -> PromotionRefused | None:

@@ -22,7 +22,7 @@ from sonder.core.errors import ArtefactMismatch, InvalidRequest, NotFound
 from sonder.core.ids import unit_draw
 from sonder.core.workspace import Workspace
 from sonder.releases.manifest import verify_files
-from sonder.releases.registry import Registry
+from sonder.releases.registry import Gate, Registry
 
 CANARY = "CANARY"
 CANARY_KEY = "sonder/canary/1/"
@@ -203,10 +203,10 @@ class Canaries:
         assert ended is not None, "it was running a moment ago"
         return ended
 
-    def promote(self, *, by: str, reason: str) -> Ended:
-        """Serve the candidate to everybody; the trial has ended well."""
+    def promote(self, *, by: str, reason: str, gate: Gate | None = None) -> Ended:
+        """Serve the candidate to everybody, if the gate lets it; the trial has ended well."""
         _, trial = self._running()
-        self._registry.promote(trial.candidate, reason=reason)
+        self._registry.promote(trial.candidate, reason=reason, gate=gate)
         ended = self.end(trial.id, "promoted", by=by, reason=reason)
         if ended is None:  # a gateway saw the promotion first
             ended = self.read().ended[0]
