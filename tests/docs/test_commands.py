@@ -57,11 +57,10 @@ def sonder(place: Path, command: str, timeout_s: float = 540) -> str:
 def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     names = ["init", "build", "profile", "serve", "submit", "lifecycle", "audience", "lookalike"]
-    names += ["target", "forget", "build"]
+    names += ["target", "forget", "build", "build", "release", "canary", "backfill"]
     assert [command.split()[0] for command in commands] == names
-    init, build, profile, serve, _, lifecycle, preview, lookalike, target, forget, again = (
-        commands  # test_submit.py submits
-    )
+    init, build, profile, serve, _, lifecycle, preview, lookalike, target, forget, *later = commands
+    nightly, weekly, check, canary, backfill = later  # and test_submit.py submits
 
     shown = sonder(place, init.replace("LOG", "shop.csv"))
     assert "customer" in (place / "sonder.yaml").read_text(encoding="utf-8")
@@ -87,9 +86,15 @@ def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     assert "gain" in sonder(place, target.replace("churn_60d", task)).lower()
     forgotten = users.sort("num_events")["user_id"][0]
     assert "Erased" in sonder(place, forget.replace("USER", forgotten))
-    assert "item-kNN" in sonder(place, again)
-    newest = max((place / "workspace" / "releases").glob("r-*"), key=lambda release: release.stat().st_mtime)
-    assert forgotten not in pl.read_parquet(str(newest / "profiles" / "*" / "*.parquet"))["user_id"]
+    for command in (nightly, weekly):
+        sonder(place, command)
+        newest = max((place / "workspace" / "releases").glob("r-*"), key=lambda release: release.stat().st_mtime)
+        assert forgotten not in pl.read_parquet(str(newest / "profiles" / "*" / "*.parquet"))["user_id"]
+    assert newest.name in sonder(place, check.replace("RELEASE", newest.name))
+    assert "5 %" in sonder(place, canary.replace("RELEASE", newest.name))
+    sonder(place, backfill.replace("2025-03-31", "2025-03-02"))
+    days = (place / "workspace" / "backfills").glob("*/as_of=*/manifest.json")
+    assert sorted(day.parent.name for day in days) == ["as_of=2025-03-01", "as_of=2025-03-02"]
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
