@@ -236,6 +236,7 @@ def build(config: SonderConfig, snapshot: str | None = None) -> str:
         counts["release"] = build.release_id
         if build.workspace.release(build.release_id).is_published():
             logger.info("release %s exists already: same log, configuration and code", build.release_id)
+            build.staging.remove()  # of a build that was killed between its manifest and its end
             return build.release_id
         return _build_release(build)
 
