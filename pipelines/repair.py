@@ -80,7 +80,7 @@ class Repair:
     profiler: Profiler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.profiler = Profiler.of(self.release, named_as_of_us=self.release.manifest.as_of_us)
+        self.profiler = Profiler.of(self.release, named_as_of_us=self.release.named_as_of_us)
         self.history = self.release.workspace.history(self.release.manifest.snapshot)
         self.metadata = self.store.metadata()
         self.everything = EventPacker(self.profiler.vocabulary, max_events=NO_LIMIT)

@@ -37,10 +37,10 @@ def test_the_readme_names_six_files_to_read() -> None:
 
 def test_every_make_target_has_a_help_line() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    phony = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
-    assert phony is not None
+    targets = re.findall(r"^([a-z0-9-]+):", makefile, flags=re.MULTILINE)
     documented = re.findall(r"^([a-z0-9-]+):.*## ", makefile, flags=re.MULTILINE)
-    assert sorted(phony.group(1).split()) == sorted(documented)
+    assert "help" in targets
+    assert targets == documented
 
 
 def test_nothing_tracked_names_a_machine() -> None:
