@@ -106,7 +106,7 @@ def test_what_was_merged_is_what_a_full_prepare_holds_and_metrics_say_what_they_
     assert metrics["retrieval.encoder.ndcg_at_10"] == root.metrics["retrieval.encoder.ndcg_at_10"]
     assert metrics["data.events"] == manifests[1]["counts"]["events"] > root.metrics["data.events"]
     assert metrics["forward.users_scored"] > 0
-    assert 2 < metrics["forward.days"] < 3
+    assert 2 < metrics["forward.days"] < 4  # three days, from the last event of one to that of another
     assert "forward.encoder.hr_at_10" in metrics
     assert (release.folder / "report" / "index.html").exists()
     assert (release.folder / "report" / "metrics.json").read_json() == metrics

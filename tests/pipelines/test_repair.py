@@ -247,10 +247,11 @@ def test_a_refresh_that_read_the_broken_record_and_writes_last_is_repaired_again
         live.log.append([event("user-1", 1)])
         refresher, late = live.refresher(), []
         with monkeypatch.context() as patched:
-            patched.setattr(live.store, "put_refreshed", lambda *written: late.append(written))
+            patched.setattr(live.store, "put_refreshed", lambda *written, after: late.append((written, after)))
             asyncio.run(refresher.step())  # reads the broken record, and is slow to write
         written = write(changes)
-        live.store.put_refreshed(*late[0])
+        held_back, after = late[0]
+        live.store.put_refreshed(*held_back, after=after)
         return written
 
     monkeypatch.setattr(live.store, "put_unchanged", overtaken)

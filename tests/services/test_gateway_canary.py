@@ -328,11 +328,12 @@ def test_a_shadow_that_hangs_or_fails_costs_no_answer_and_what_is_too_much_is_dr
             assert {(one.status_code, one.json()["release"]) for one in answers} == {(200, "release-1")}
             assert not any("degraded" in one.json() for one in answers)
             recorder, deadline = gateway.engine.split.recorder, time.monotonic() + 20
-            while recorder.counts().total("candidate", "computed").requests < 8:
+            while recorder.dropped + recorder.counts().total("candidate", "computed").requests < len(paths):
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
-        assert recorder.dropped == len(paths) - 8
-        assert recorder.counts().total("candidate", "computed").errors == 8
+        computed = recorder.counts().total("candidate", "computed")
+        assert recorder.dropped > 0  # how many depends on how fast the answers came
+        assert computed.errors == computed.requests >= 8
 
     asyncio.run(ask())
 
