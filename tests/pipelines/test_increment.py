@@ -112,18 +112,22 @@ def test_what_was_merged_is_what_a_full_prepare_holds_and_metrics_say_what_they_
     assert (release.folder / "report" / "metrics.json").read_json() == metrics
 
 
-def test_changed_models_are_refused_and_retrained_on_the_merged_history(
-    world: tuple[SonderConfig, Path, list[pl.DataFrame]],
-) -> None:
+def _with_other_models(config: SonderConfig) -> SonderConfig:
+    return config.model_copy(update={"segments": config.segments.model_copy(update={"num_clusters": 3})})
+
+
+def test_changed_models_are_refused(world: tuple[SonderConfig, Path, list[pl.DataFrame]]) -> None:
+    with pytest.raises(ConfigurationError, match=r"The section segments was changed .*--retrain"):
+        build_since(_with_other_models(world[0]), "auto")
+
+
+@pytest.mark.slow  # every step of a build
+def test_a_retrain_fits_the_models_on_the_merged_history(world: tuple[SonderConfig, Path, list[pl.DataFrame]]) -> None:
     config, _, _ = world
     workspace = Workspace.at(config.workspace)
     current = Registry(workspace).current()
     assert current is not None
-    segments = config.segments.model_copy(update={"num_clusters": 3})
-    changed = config.model_copy(update={"segments": segments})
-    with pytest.raises(ConfigurationError, match=r"The section segments was changed .*--retrain"):
-        build_since(changed, "auto")
-    release = Release.open(workspace, build_since(changed, "auto", retrain=True))
+    release = Release.open(workspace, build_since(_with_other_models(config), "auto", retrain=True))
     assert release.increment is None
     assert release.manifest.parent == current.release
     assert "parent" in read_manifest(workspace.history(release.manifest.snapshot))
