@@ -215,17 +215,20 @@ def test_known_keys_count_on_while_the_provider_is_away(provider: Provider) -> N
     clock = Clock()
     tokens = Tokens(config(provider.url), clock=clock)
 
-    async def read(name: str) -> str:
+    async def read(name: str, asked: int) -> str:
         caller = await tokens.caller(token(sub=name))
-        await asyncio.sleep(0.05)  # the refresh runs beside it
+        async with asyncio.timeout(30):
+            while provider.asked < asked:  # the refresh runs beside it
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         return caller.name
 
-    assert asyncio.run(read("a")) == "a"
+    assert asyncio.run(read("a", asked=1)) == "a"
     provider.status = 500
     clock.now += REFRESH_S + 1
-    assert asyncio.run(read("b")) == "b"
+    assert asyncio.run(read("b", asked=2)) == "b"
     assert provider.asked == 2
-    assert asyncio.run(read("c")) == "c"
+    assert asyncio.run(read("c", asked=2)) == "c"
     assert provider.asked == 2
 
 
