@@ -5,7 +5,6 @@ A running `sonder serve` follows what these write within seconds; nothing here n
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -154,7 +153,6 @@ def _steps(ramp: str | None, minutes: float) -> list[Step]:
 
 
 def _whoever() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"
+    from pipelines.promotion import operator
+
+    return operator()

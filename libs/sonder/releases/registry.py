@@ -1,8 +1,8 @@
 """Seal a release, list them, and switch the one that is served (releases.current has the file that says which).
 
-A switch is decided on what is served at that moment. If somebody else switches meanwhile, the gate is asked again:
-on a local disk under a lock, so that no switch is lost; object stores have no locks, there two switches within the
-same few milliseconds may lose one.
+A switch is decided on what is served at that moment, and written only over that: on a local disk under a lock, on S3 by
+a conditional write. If somebody else switches meanwhile, the gate is asked again, so no switch is lost.
+Limits: other object stores have no conditional writes here, and may lose one of two switches at the same moment.
 """
 
 from __future__ import annotations
