@@ -30,8 +30,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## a synthetic log becomes user profiles you can query (under 6 minutes on 2 cores)
 	$(BIN)/sonder demo
 
-test: setup ## the fast tests
-	$(BIN)/pytest -m "not slow"
+test: setup ## the fast tests, in two processes: those of Ray and the others
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: setup $(MLFLOW) ## the tests that take minutes: kills, jobs, real logs, the documents' commands
 	$(BIN)/pytest -m slow

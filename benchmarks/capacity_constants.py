@@ -111,13 +111,6 @@ CONSTANTS = (
         "libs/sonder/history/timelines.py",
         "items 4, actions 2, surfaces 2, times 8, values 8",
     ),
-    Constant(
-        "evaluate_copies",
-        4,
-        "copies",
-        "pipelines/evaluate.py",
-        "the log, before the cutoff, before the earlier one, and its history",
-    ),
     Constant("dim", 64, "floats", "docs/configuration.md", "width of a vector"),
     Constant("redis_mib_million", 3_366, "MiB", _STORE, "of a million profiles with 25 events"),
     Constant("lmdb_mib_million", 4_310, "MiB", _STORE, "the same on the disk of a node"),
@@ -127,9 +120,6 @@ CONSTANTS = (
     Constant("node_mib", 710, "MiB", _SOAK, "Ray's and HAProxy's own processes of a node"),
     Constant("history_bytes_event", 17.4, "bytes", _HERE, "Parquet of a snapshot: the page's own measurement"),
     Constant("release_bytes_user", 2_012, "bytes", _HERE, "Parquet of a release: the page's own measurement"),
-    Constant(
-        "report_bytes_user", 1_880, "bytes", _HERE, "of profiles, interests and affinities in memory: measured here"
-    ),
     Constant(
         "bucket_bytes_event",
         100,

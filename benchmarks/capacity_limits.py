@@ -29,24 +29,6 @@ def _per_worker(users: float, v: Values) -> float:
 
 LIMITS = (
     Limit(
-        "the evaluation embeds and holds everybody in the driver",
-        "pipelines/evaluate.py",
-        lambda users, v: (
-            users * (v["events_per_user"] * v["timeline_bytes_event"] * v["evaluate_copies"] + 4 * v["dim"]) / GIB
-        ),
-        lambda v: v["work_gib"] * (1 - v["object_store_share"]),
-        "GiB",
-        "draw the 50,000 users that are scored before reading, by their digest, one task a bucket",
-    ),
-    Limit(
-        "the report reads the whole log and every profile in the driver",
-        "pipelines/report.py",
-        lambda users, v: users * (2 * v["events_per_user"] * v["timeline_bytes_event"] + v["report_bytes_user"]) / GIB,
-        lambda v: v["work_gib"] * (1 - v["object_store_share"]),
-        "GiB",
-        "sums by task over buckets: events a week, counts of interests and affinities",
-    ),
-    Limit(
         "each retrieval replica holds every user's vector",
         "services/retrieval/nearest.py",
         lambda users, v: 2 * users / 1e6 * v["index_gib_million"],

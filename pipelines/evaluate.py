@@ -2,6 +2,8 @@
 
 Recommendation quality is measured on the split of the configured protocol, with the encoder that never saw its test
 window. Everything ends up in one flat object, `report/metrics.json`; what explains it goes into the report.
+Of a log with more than MAX_USERS users or MAX_EVENTS events some whole buckets are read, which are random draws of
+users: the same ones in every build, for the encoder and for its baselines. The report says so.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from sonder.segments.lifecycle import lifecycle_of
 from sonder.segments.thresholds import derive_thresholds
 
 logger = logging.getLogger("sonder")
+MAX_USERS, MAX_EVENTS = 500_000, 20_000_000  # read for it: 50,000 users with targets are scored; about 2 GiB
 NOT_MEASURED = ("rounds", "cutoff_us", "calibration_users", "reads_embedding")  # numbers that say how, not how good
 
 
@@ -46,7 +49,9 @@ def evaluate_build(
 ) -> dict[str, Any]:
     """Flat `metrics`, and `health`, `reason`, `affinity` for the report."""
     vocabulary = Vocabulary.load(workspace.items(snapshot))
-    timelines = read_timelines(workspace.history(snapshot), vocabulary)
+    history = workspace.history(snapshot)
+    chosen, sampling = evaluated_buckets(history)
+    timelines = read_timelines(history, vocabulary, chosen)
     split, validation = splits(timelines, vocabulary, config, end_us=end_us, cutoff_us=cutoff_us)
     encoder = load_encoder(target / "encoder")
     as_of_us = end_us if cutoff_us is None else cutoff_us
@@ -63,7 +68,9 @@ def evaluate_build(
     )
     for warning in retrieval.health["warnings"]:
         logger.warning("vectors: %s", warning)
-    counts = read_manifest(workspace.history(snapshot))["counts"]
+    if sampling is not None:
+        retrieval.health["sampling"] = "; ".join(filter(None, (sampling, retrieval.health.get("sampling"))))
+    counts = read_manifest(history)["counts"]
     metrics: dict[str, float] = {f"data.{name}": counts[name] for name in ("events", "users", "items", "quarantined")}
     metrics |= retrieval.metrics | flat_scores(score_metrics) | dict(step_metrics)
     affinity: list[AffinityQuality] = []
@@ -79,13 +86,27 @@ def evaluate_build(
         metrics |= affinity_metrics(affinity)
     truth_folder = find_truth(config)
     if truth_folder is not None:
-        metrics |= measure_against_truth(truth_folder, target, timelines, vocabulary, encoder, as_of_us=end_us)
+        everybody = timelines if sampling is None else read_timelines(history, vocabulary)
+        metrics |= measure_against_truth(truth_folder, target, everybody, vocabulary, encoder, as_of_us=end_us)
     return {
         "metrics": metrics,
         "health": retrieval.health,
         "reason": retrieval.reason,
         "affinity": [quality.to_dict() for quality in affinity],
     }
+
+
+def evaluated_buckets(history: Folder) -> tuple[list[int], str | None]:
+    """The buckets that are measured, from the first, and a sentence about them if they are not all."""
+    entries = sorted(read_manifest(history)["buckets"], key=lambda entry: int(entry["bucket"]))
+    users, events = (np.cumsum([0, *(int(entry[name]) for entry in entries)]) for name in ("users", "events"))
+    fits = (users[1:] <= MAX_USERS) & (events[1:] <= MAX_EVENTS)
+    num = max(1, int(fits.sum()))
+    chosen = [int(entry["bucket"]) for entry in entries[:num]]
+    if users[num] == users[-1]:
+        return chosen, None
+    told = f"{users[num]:,} of {users[-1]:,} users were looked at, in {num} of {len(entries)} buckets drawn by a digest"
+    return chosen, f"{told} of their id"
 
 
 def _lifecycle(history: Timelines, config: SonderConfig, cutoff_us: int) -> NDArray[np.int8]:

@@ -5,7 +5,7 @@ Reads the staged release only: the page can be made again from a release alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines.lifecycle import read_growth
+from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
+from pipelines.lifecycle import EVENTS_IN_PROCESS, event_times, read_growth
 from pipelines.report_lookalike import illustrate_reach
 from pipelines.report_stories import promise_of, tell_stories
+from pipelines.segment import sample_buckets
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
@@ -30,23 +32,21 @@ from sonder.evaluation.report_content import (
     ClusterPortrait,
     DataFacts,
     EmbeddingSample,
-    InterestFacts,
     LifecycleFacts,
     ReportContent,
     RetrievalFacts,
     ScoreFacts,
-    events_per_week,
     sample_of_users,
-    summarise_affinities,
-    summarise_interests,
 )
-from sonder.history.snapshot import read_timelines
-from sonder.history.vocabulary import Vocabulary
+from sonder.evaluation.report_counts import Counts, counted
+from sonder.events.contract import Col
+from sonder.history.snapshot import read_bucket
 from sonder.interests.affinity_artefact import CONFIG_FILE
 from sonder.scoring.heads import load_refusals
 from sonder.segments.overview import LifecycleOverview
 
 NUM_LIFTS = 4
+LOOKED_AT = 200_000  # users at least, in whole buckets, of whom the map and the stories are drawn
 WRITTEN = {
     "profiles": "one row per user, everything below joined",
     "encoder": "weights, and how the training went",
@@ -90,8 +90,10 @@ def _content(
     evaluation = RetrievalEvaluation(**{name: results["evaluate"][name] for name in ("metrics", "health", "reason")})
     flat = {key: value for key, value in evaluation.metrics.items() if key.startswith("retrieval.")}
     history, is_ordinal = workspace.history(snapshot), bool(manifest["is_ordinal"])
-    profiles = _profiles(target)
-    has_interests = bool(profiles["interests"].list.len().sum())
+    counts = _counts(history, target)
+    has_interests = counts.num_interests > 0
+    looked_at = [part_file(target / "profiles", bucket) for bucket in sample_buckets(history, LOOKED_AT)]
+    profiles = _profiles(looked_at)
     missing = {} if flat else {"retrieval": str(evaluation.reason)}
     growth = read_growth(target)
     if isinstance(growth, str):
@@ -117,34 +119,49 @@ def _content(
         title=f"Sonder: {config.events.paths[0].rsplit('/', 1)[-1]}",
         release_id=release_id,
         created_at=datetime.now(UTC).isoformat(timespec="minutes"),
-        data=_data(config, workspace, snapshot, manifest),
+        data=_data(config, manifest, counts),
         retrieval=_retrieval(config, RetrievalEvaluation(flat, evaluation.health, evaluation.reason), manifest),
         scores=_scores(config, target),
         lifecycle=_lifecycle(results["segment"], profiles, growth if isinstance(growth, LifecycleOverview) else None),
         clusters=_clusters(results["cluster"]),
         embedding=_embedding(profiles),
-        interests=_interests(target) if has_interests else None,
-        stories=tell_stories(config, target, history, _files(target)),
+        interests=counts.interests() if has_interests else None,
+        stories=tell_stories(config, target, history, looked_at),
         artefacts=_artefacts(target),
         limits=_limits(config, target, is_ordinal),
         missing=missing,
         config=config.model_dump(mode="json"),
         config_digest=config.digest(),
-        affinity=_affinity(target, results["evaluate"]) if has_interests else None,
+        affinity=_affinity(target, results["evaluate"], counts) if has_interests else None,
         reach=None if isinstance(reach, str) else reach,
         stability=stability if stability["reason"] is None else None,
     )
 
 
-def _files(target: Folder) -> list[Folder]:
-    profiles = target / "profiles"
-    return [profiles / name for name in profiles.files() if name.endswith(".parquet")]
+class CountBucket:
+    """The bucket task: what the page says of everybody (evaluation.report_counts)."""
+
+    def __init__(self, history: str, target: str) -> None:
+        self.history, self.target = Folder.at(history), Folder.at(target)
+
+    def __call__(self, bucket: int) -> dict[str, Any]:
+        _, times_us = event_times(read_bucket(self.history, bucket, [Col.TIMESTAMP]))
+        interests, affinities = (part_file(self.target / part, bucket) for part in ("interests", "affinities"))
+        return counted(times_us, interests.read_table(), affinities.read_table())
 
 
-def _profiles(target: Folder) -> pl.DataFrame:
-    """What the page needs of every profile."""
+def _counts(history: Folder, target: Folder) -> Counts:
+    events, buckets = int(read_manifest(history)["counts"]["events"]), bucket_numbers(history)
+    workers = 0 if events < EVENTS_IN_PROCESS else None
+    return Counts.of(
+        over_buckets(CountBucket, {"history": history.uri, "target": target.uri}, buckets, num_workers=workers)
+    )
+
+
+def _profiles(files: Sequence[Folder]) -> pl.DataFrame:
+    """What the page needs of the profiles that it looks at."""
     columns = ["user_id", "as_of", "is_cold", "segments", "interests", "embedding"]
-    frame = pl.from_arrow(pa.concat_tables([file.read_table(columns) for file in _files(target)]))
+    frame = pl.from_arrow(pa.concat_tables([file.read_table(columns) for file in files]))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
@@ -155,12 +172,8 @@ def _as_of(profiles: pl.DataFrame) -> datetime:
     return as_of
 
 
-def _data(config: SonderConfig, workspace: Workspace, snapshot: str, manifest: dict[str, Any]) -> DataFacts:
+def _data(config: SonderConfig, manifest: dict[str, Any], counted_events: Counts) -> DataFacts:
     counts, is_ordinal = manifest["counts"], bool(manifest["is_ordinal"])
-    weeks: list[tuple[str, int]] = []
-    if not is_ordinal:
-        timelines = read_timelines(workspace.history(snapshot), Vocabulary.load(workspace.items(snapshot)))
-        weeks = events_per_week(timelines.times_us)
     return DataFacts(
         source=", ".join(config.events.paths),
         rows_read=counts["rows_read"],
@@ -172,7 +185,7 @@ def _data(config: SonderConfig, workspace: Workspace, snapshot: str, manifest: d
         first_event=None if is_ordinal else manifest["first_event"][:10],
         last_event=None if is_ordinal else manifest["last_event"][:10],
         is_ordinal=is_ordinal,
-        events_per_week=weeks,
+        events_per_week=[] if is_ordinal else counted_events.events_per_week(),
     )
 
 
@@ -258,18 +271,9 @@ def _embedding(profiles: pl.DataFrame) -> EmbeddingSample | None:
     )
 
 
-def _interests(target: Folder) -> InterestFacts:
-    folder = target / "interests"
-    files = [name for name in folder.files() if name.endswith(".parquet")]
-    return summarise_interests(pa.concat_tables([(folder / name).read_table() for name in files]))
-
-
-def _affinity(target: Folder, evaluated: Mapping[str, Any]) -> AffinityFacts:
-    folder = target / "affinities"
-    files = [name for name in folder.files() if name.startswith("bucket=")]
-    content = (folder / CONFIG_FILE).read_json()
-    return summarise_affinities(
-        pa.concat_tables([(folder / name).read_table() for name in files]),
+def _affinity(target: Folder, evaluated: Mapping[str, Any], counts: Counts) -> AffinityFacts:
+    content = (target / "affinities" / CONFIG_FILE).read_json()
+    return counts.top_affinities(
         [AffinityQuality.from_dict(quality) for quality in evaluated["affinity"]],
         is_learned=bool(content["is_learned"]),
         horizon_days=float(content["model"]["horizon_days"]),

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from sonder.core.config import SonderConfig, load
 
-OVERRIDES = ("encoder.dim=16", "encoder.max_epochs=2", "encoder.num_heads=2", "prepare.num_buckets=3")
+OVERRIDES = (
+    *("encoder.dim=16", "encoder.max_epochs=2", "encoder.num_heads=2"),
+    *("prepare.num_buckets=3", "scoring.trials=2", "scoring.backtest_cutoffs=2"),
+)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 from sonder.core.config import load
 from sonder.core.loopback import LOOPBACK_ENVIRONMENT
 from tests.built import BuiltWorld, write_small_world
 from tests.s3_server import S3Server, running_s3
+from tests.two_processes import RayInOneProcess, may_start_ray
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
@@ -20,6 +23,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.update(LOOPBACK_ENVIRONMENT)
 # Without a server of its own a test's request to S3 goes nowhere: neither to AWS nor to ask for credentials.
 os.environ.update(AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may start a Ray comes first: it takes longest, and in two processes it is all in one of them."""
+    items.sort(key=lambda item: not may_start_ray(item.path))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayInOneProcess:
+    return RayInOneProcess(config, log)
+
+
+# How long an example takes is the machine's matter, which other jobs share: `timeout` guards against what hangs.
+hypothesis.settings.register_profile("sonder", deadline=None)
+hypothesis.settings.load_profile("sonder")
 
 
 @pytest.fixture(scope="session")

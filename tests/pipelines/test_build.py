@@ -165,7 +165,7 @@ def test_the_commands_tell_the_same(built_world: BuiltWorld, tmp_path: Path) -> 
         == profiles(built_world).height
     )
     user_id = profiles(built_world)["user_id"][0]
-    told = runner.invoke(app, ["profile", user_id, *built_world.arguments], env={"COLUMNS": "160"})
+    told = runner.invoke(app, ["profile", user_id, *built_world.arguments], env={"COLUMNS": "200"})
     assert f"User {user_id}" in told.output
 
 

@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def sonder(config: Path, *arguments: str) -> str:
-    done = CliRunner().invoke(app, [*arguments, "-c", str(config)], catch_exceptions=False, env={"COLUMNS": "160"})
+    done = CliRunner().invoke(app, [*arguments, "-c", str(config)], catch_exceptions=False, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     return done.output
 

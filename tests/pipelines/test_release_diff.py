@@ -39,7 +39,7 @@ def config_at(place: Path) -> SonderConfig:
 
 def shown(place: Path, *arguments: str) -> str:
     command = ["release", "diff", *arguments, "-c", str(place / "sonder.yaml")]
-    told = CliRunner().invoke(app, command, env={"COLUMNS": "160"}, catch_exceptions=False)
+    told = CliRunner().invoke(app, command, env={"COLUMNS": "200"}, catch_exceptions=False)
     assert told.exit_code == 0, told.output
     return told.output
 

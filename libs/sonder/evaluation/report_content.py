@@ -23,7 +23,6 @@ from sonder.evaluation.affinity import AffinityQuality
 from sonder.evaluation.classification import ScoreQuality
 from sonder.evaluation.evaluate import RetrievalEvaluation
 from sonder.evaluation.reach_chart import ReachFacts
-from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.segments.overview import LifecycleOverview
 
 MAP_USERS = 2_000
@@ -90,7 +89,7 @@ class EmbeddingSample:
 
 @dataclass(frozen=True)
 class InterestFacts:
-    """Summary of an interests table; see `summarise_interests`."""
+    """Summary of an interests table; see report_counts."""
 
     users: int
     interests_per_user: float
@@ -192,7 +191,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class AffinityFacts:
-    """The top level of the affinities; see `summarise_affinities`."""
+    """The top level of the affinities; see report_counts."""
 
     top_categories: Sequence[tuple[str, float, int, int]]  # category, population's share, users who like it most, less
     qualities: Sequence[AffinityQuality]  # by level; none where there was no test window
@@ -241,65 +240,7 @@ class ReportContent:
         return flat
 
 
-def events_per_week(times_us: NDArray[np.int64]) -> list[tuple[str, int]]:
-    """Count events by ISO week, weeks without any included -> [(Monday, events)], oldest first."""
-    if not len(times_us):
-        return []
-    weeks = (times_us // MICROSECONDS_PER_DAY + 3) // 7  # day 0 of 1970 was a Thursday: week 0 begins 1969-12-29
-    counts = np.bincount(weeks - weeks.min())
-    mondays = np.datetime64("1969-12-29", "D") + 7 * (int(weeks.min()) + np.arange(len(counts)))
-    return [(str(monday), int(count)) for monday, count in zip(mondays, counts, strict=True)]
-
-
 def sample_of_users(user_ids: pa.Array, num: int = MAP_USERS) -> NDArray[np.int64]:
     """Rows of the `num` users with the lowest digest of their id, ascending: the same users in every build."""
     draw = unit_interval(pl.Series(user_ids), SAMPLE_KEY)
     return np.sort(np.argsort(draw, kind="stable")[:num])
-
-
-def summarise_interests(interests: pa.Table, num_categories: int = 12) -> InterestFacts:
-    """Count an INTEREST_SCHEMA table: who has which categories, how strong, in which state."""
-    frame = pl.DataFrame(interests.select(["user_id", "category", "weight", "state"]))
-    users = frame["user_id"].n_unique()
-    per_user = frame.drop_nulls("category").group_by("user_id", "category").agg(pl.col("weight").sum())
-    top = (
-        per_user.group_by("category")
-        .agg(pl.len().alias("users"), pl.col("weight").mean())
-        .sort(["users", "weight", "category"], descending=[True, True, False])
-        .head(num_categories)
-    )
-    states = frame.group_by("state").len().sort("state")
-    return InterestFacts(
-        users=users,
-        interests_per_user=len(frame) / users if users else 0.0,
-        top_categories=[(row[0], int(row[1]), float(row[2])) for row in top.iter_rows()],
-        states={row[0]: int(row[1]) for row in states.iter_rows()},
-        has_categories=len(per_user) > 0,
-    )
-
-
-def summarise_affinities(
-    affinities: pa.Table,
-    qualities: Sequence[AffinityQuality],
-    *,
-    is_learned: bool,
-    horizon_days: float,
-    num_categories: int = 12,
-) -> AffinityFacts:
-    """Of an AFFINITY_SCHEMA table's top level: how many users a category comes first for, how many want it less."""
-    top = pl.DataFrame(affinities.select(["level", "rank", "category", "population_share", "strength"]))
-    is_first = (pl.col("rank") == 1) & (pl.col("strength") > 0)
-    is_less = pl.col("strength") < 0
-    counted = (
-        top.filter(pl.col("level") == 1)
-        .group_by("category")
-        .agg(
-            pl.col("population_share").first(),
-            is_first.sum().alias("first"),
-            is_less.sum().alias("less"),
-        )
-        .sort(["first", "category"], descending=[True, False])
-        .head(num_categories)
-    )
-    rows = [(str(name), float(share), int(first), int(less)) for name, share, first, less in counted.iter_rows()]
-    return AffinityFacts(rows, qualities, is_learned, horizon_days)

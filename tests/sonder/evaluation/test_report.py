@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from sonder.core.storage import Folder
@@ -35,12 +34,9 @@ from sonder.evaluation.report_content import (
     StoryInterest,
     StoryLeaning,
     StoryScore,
-    events_per_week,
-    summarise_affinities,
 )
 from sonder.evaluation.slices import LENGTHS
 from sonder.history.timelines import MICROSECONDS_PER_DAY
-from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.segments.overview import LifecycleOverview
 from sonder.segments.thresholds import LifecycleThresholds
 from tests.tiny_log import random_log, timelines_of
@@ -264,19 +260,6 @@ def test_the_calibration_of_affinities_stands_beside_the_naive_share_with_its_pr
     assert "Protocol temporal, cutoff 2025-01-20" in text
 
 
-def test_a_category_is_counted_for_whom_it_comes_first_and_for_whom_it_is_less() -> None:
-    numbers = dict.fromkeys(("share", "population_share", "lift", "evidence", "against"), 0.5) | {"last_at": 0}
-    rows = [
-        {"user_id": user, "level": level, "rank": rank, "category": name, "strength": strength, **numbers}
-        for user, level, rank, name, strength in (
-            ("ada", 1, 1, "a", 0.3), ("ada", 1, 2, "b", -0.1), ("ada", 2, 1, "a/c", 0.9), ("bob", 1, 1, "b", -0.2)
-        )
-    ]  # fmt: skip
-    table = pa.Table.from_pylist(rows, AFFINITY_SCHEMA)
-    facts = summarise_affinities(table, [], is_learned=False, horizon_days=30)
-    assert facts.top_categories == [("a", 0.5, 1, 0), ("b", 0.5, 0, 2)]
-
-
 def test_the_reach_of_a_lookalike_stands_with_its_protocol_and_how_many_were_looked_at() -> None:
     content = content_of("word")
     text = told_of(content)
@@ -328,13 +311,6 @@ def test_what_was_not_made_is_said_with_its_reason() -> None:
     text = " ".join(Elements(render(bare)).text)
     for reason in missing.values():
         assert reason in text
-
-
-def test_weeks_without_events_are_counted_as_none() -> None:
-    day_us = 86_400_000_000
-    times = np.array([20_089, 20_090, 20_110]) * day_us  # 2025-01-01 was a Wednesday
-    assert events_per_week(times) == [("2024-12-30", 2), ("2025-01-06", 0), ("2025-01-13", 0), ("2025-01-20", 1)]
-    assert events_per_week(times[:0]) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
