@@ -79,5 +79,6 @@ def _configuration(folder: Folder) -> dict[str, object]:
             {"name": "buy_7d", "action": "buy", "within_days": 7},
             {"name": "churn_14d", "churn": True, "within_days": 14},
         ],
+        "scoring": {"trials": 1, "backtest_cutoffs": 0},  # each trial more is the same training again
         "evaluation": {"test_days": 14},
     }

@@ -27,6 +27,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.align import align_onto
 from pipelines.ray_runtime import cores_of_worker, ensure_ray, train_storage, worker_errors
+from pipelines.train_backend import OwnAddress
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.ids import digest_json
@@ -90,6 +91,7 @@ def train_encoder(
                 "progress": (storage / name / PROGRESS_FILE).uri,
                 "local_storage": scratch if most_workers == 0 else None,
             },
+            torch_config=OwnAddress(),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=uses_gpu,
