@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from conftest import TinyRelease
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ON_THEIR_WAY_S = 2.0  # requests that the readers sent before every gateway had heard of the canary
 PATHS = ("", "", "", "?fresh=true", "/recommendations?k=3")
 
 
@@ -99,7 +100,8 @@ def test_a_canary_under_load_from_its_start_to_its_rollback_and_the_next_one_to_
         draw = trial.draw()
         inside = {user for user in users if draw(user) < trial.share}
         some = min(inside)
-        wait_for("the canary did not come", lambda: release_of(http, some) == "release-2")
+        wait_for("the canary did not come", lambda: {release_of(http, some) for _ in range(50)} == {"release-2"})
+        time.sleep(ON_THEIR_WAY_S)
         load.read.clear()
         wait_for("nobody read", lambda: sum(load.read.values()) > 200)
         seen = {user: {release for of, release in load.read if of == user} for user in users}
