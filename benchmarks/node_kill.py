@@ -1,7 +1,7 @@
 """SIGKILL whole nodes of a cluster in every step of a build and while serving: what is lost, and when is it whole?
 
     make node-kill
-    python -m benchmarks.node_kill [--log-users 4000] [--build-users 250] [--keep FOLDER] [--report FILE]
+    python -m benchmarks.node_kill [--log-users 4000] [--build-users 800] [--keep FOLDER] [--report FILE]
 
 Real raylets, each in a network namespace with an address of its own (`benchmarks.namespaces`; root and iproute2), token
 authentication on. First `sonder submit prepare` of a larger log and `sonder submit build` of a smaller one, whose nodes
@@ -101,7 +101,7 @@ Load averages of the machine at the end: {load}; {os.cpu_count()} cores.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log-users", type=int, default=4_000)
-    parser.add_argument("--build-users", type=int, default=250)
+    parser.add_argument("--build-users", type=int, default=800)
     parser.add_argument("--keep", type=Path, help="work here, and keep what was made; a short path")
     parser.add_argument("--report", type=Path, help="append the report to this file too")
     options = parser.parse_args()

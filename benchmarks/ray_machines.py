@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.namespaces import HUB, Network, tail
+from services.gateway.proxy import SILENCE
 
 ROOT = Path(__file__).parents[1]
 HEAD = "head"
@@ -59,6 +60,7 @@ class RayMachines:
             "RAY_TRAIN_METRICS_ENABLED": "0",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "240",
             "OMP_NUM_THREADS": "1",
+            **SILENCE,
             **(env or {}),
         }
         self._started: set[str] = set()

@@ -38,6 +38,9 @@ exec "{binary}" "$@"
 """
 
 
+# A machine that fell silent is one whose pings are not answered: left alone, Ray asks after five minutes and waits two
+# more, and whoever waits for that machine's results waits as long, though its death was noticed after one.
+SILENCE = {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
 STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT = 8404, 9101, 8500  # Ray's own, on nodes with an address each
 _STARTED = "http-request set-header x-request-start t=%[date(0,us)]"  # services/gateway/observing.py reads it
 
@@ -59,6 +62,7 @@ def node_environment(folder: Path) -> dict[str, str]:
     (folder / "metrics").mkdir(parents=True, exist_ok=True)
     return {
         **_environment(folder, STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT),
+        **SILENCE,
         # A machine that is gone does not refuse a connection, it says nothing.
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(5_400), pytest.mark.usefixtu
 
 def test_nodes_that_die_in_a_build_and_while_serving_lose_nothing(short_path: Path) -> None:
     """One after the other on one release: to build it costs minutes."""
-    built = report_build(short_path / "b", log_users=1_500, build_users=200)
+    built = report_build(short_path / "b", log_users=1_500, build_users=800)
     assert [kill["step"] for kill in built["kills"]] == [moment.step for moment in (PREPARE, *MOMENTS)]
     assert built["different"] == []
     assert built["files_compared"] > 40
