@@ -43,7 +43,9 @@ from sonder.releases.artefacts import INCREMENT_FILE, Release, served_release
 from sonder.releases.registry import seal
 
 MODEL_SECTIONS = ("evaluation", "encoder", "interests", "segments", "scores", "scoring", "seed")
-OF_NO_MODEL = {"encoder": {"parent", "num_workers", "max_minutes"}}  # how it was trained, not what it is
+OF_NO_MODEL = {
+    "encoder": {"parent", "num_workers", "max_minutes", "worker_resources"}
+}  # how it was trained, not what it is
 MEASURED_ANEW = (
     *("data.", "lifecycle.", "stability.", "forward.", "truth."),
     *("segments.cluster_share_moved", "segments.cluster_ari"),

@@ -95,7 +95,7 @@ def train_encoder(
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=uses_gpu,
-                resources_per_worker={"CPU": 1, "GPU": 1} if uses_gpu else {"CPU": 1},
+                resources_per_worker={"CPU": 1} | ({"GPU": 1} if uses_gpu else {}) | config.encoder.worker_resources,
             ),
             run_config=RunConfig(
                 name=name,

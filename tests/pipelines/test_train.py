@@ -125,6 +125,24 @@ def rewrite_future(workspace: Workspace, cutoff_us: int) -> None:
         file.write_table(pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA))
 
 
+class Asked(Exception):
+    """What a trainer was asked for."""
+
+
+@pytest.mark.ray
+def test_a_worker_takes_the_resources_that_are_asked_for(ray_session, configure, tmp_path, monkeypatch):
+    def asked(*_: object, **options: Any) -> None:
+        raise Asked(options["scaling_config"].resources_per_worker)
+
+    monkeypatch.setattr("pipelines.train.TorchTrainer", asked)
+    for given, expected in (({}, {"CPU": 1}), ({"training": 1}, {"CPU": 1, "training": 1}), ({"CPU": 4}, {"CPU": 4})):
+        with pytest.raises(Asked) as told:
+            train_encoder(
+                configure(worker_resources=given), "walks", Folder.at(str(tmp_path / "encoder")), cutoff_us=None
+            )
+        assert told.value.args == (expected,)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_the_same_weights(

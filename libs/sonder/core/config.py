@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -172,6 +173,9 @@ class EncoderConfig(Section):
     max_minutes: float | None = Field(None, gt=0, description="stop at the first epoch that ends after it")
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         1, description="of a training; [least, most] takes what the cluster has and follows it"
+    )
+    worker_resources: dict[str, PositiveFloat] = Field(
+        {}, description="that each worker takes beside its CPU: {training: 1} is one on each node that declares it"
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products, not of weights")
     parent: str | None = Field(None, description="release whose weights training goes on from")
