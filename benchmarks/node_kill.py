@@ -2,6 +2,7 @@
 
     make node-kill
     python -m benchmarks.node_kill [--log-users 4000] [--build-users 800] [--keep FOLDER] [--report FILE]
+    python -m benchmarks.node_kill --serve WORKSPACE
 
 Real raylets, each in a network namespace with an address of its own (`benchmarks.namespaces`; root and iproute2), token
 authentication on. First `sonder submit prepare` of a larger log and `sonder submit build` of a smaller one, whose nodes
@@ -102,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log-users", type=int, default=4_000)
     parser.add_argument("--build-users", type=int, default=800)
+    parser.add_argument("--serve", type=Path, help="build nothing; serve the release of this workspace")
     parser.add_argument("--keep", type=Path, help="work here, and keep what was made; a short path")
     parser.add_argument("--report", type=Path, help="append the report to this file too")
     options = parser.parse_args()
@@ -109,10 +111,12 @@ def main() -> None:
     if missing is not None:
         raise SystemExit(missing)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the machines too
+    built: dict[str, Any] = {"kills": [], "different": [], "files_compared": 0, "releases": 1, "left_in_staging": []}
     folder = options.keep or Path(tempfile.mkdtemp(prefix="nk"))
     try:
-        built = report_build(folder / "b", log_users=options.log_users, build_users=options.build_users)
-        served = report_serving(folder / "s", str(folder / "b" / "there-build"))
+        if options.serve is None:
+            built = report_build(folder / "b", log_users=options.log_users, build_users=options.build_users)
+        served = report_serving(folder / "s", str(options.serve or folder / "b" / "there-build"))
     finally:
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -256,7 +256,7 @@ def report_build(folder: Path, *, log_users: int, build_users: int) -> dict[str,
         "files_compared": compared,
         "different": different,
         "releases": len(Registry(Workspace.at(str(there))).list()),
-        "left_in_staging": [path.name for path in (there / ".staging").iterdir()],
+        "left_in_staging": Folder.at(str(there / ".staging")).files(),
     }
 
 

@@ -268,6 +268,7 @@ class Application:
         else:
             machines.start(node)
         outcome.back_s = machines.wait_for(lambda alive: address in alive, f"{node} back")
+        self.wait_until(lambda: node in self.doors(), f"the door of {node}")
 
     def _host_of(self, hosts: str) -> str:
         if hosts == HEAD:

@@ -110,6 +110,9 @@ class RayMachines:
                    f"--node-ip-address={address}", f"--temp-dir={folder / 'ray'}",
                    "--object-store-memory=200000000", *_FIXED_PORTS]  # fmt: skip
         if name == HEAD:
+            # Ray looks for a head that it remembers among the processes of the machine, where those of all nodes are
+            # here, and would not start a second one.
+            (folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)
             command += ["--head", f"--port={GCS_PORT}", "--num-cpus=0", f"--dashboard-host={address}",
                         f"--dashboard-port={DASHBOARD_PORT}"]  # fmt: skip
         else:

@@ -6,8 +6,8 @@
 Each size is a log of its own (benchmarks.scale_log) with `per-user` events a user, built by `sonder build` with one
 epoch of the encoder and one trial of the scores, on the cores of this machine. All processes of the build, Ray's own
 included, are looked at twice a second; what is seen counts for the step whose marker is not there yet. CPU seconds do
-not depend on what else the machine does, wall seconds do. Bytes are those that the processes wrote to the disk, spilled objects included, and the
-size of the release.
+not depend on what else the machine does, wall seconds do. Bytes are those that the processes wrote to the disk, spilled
+objects included, and the size of the release.
 
 exponent   slope of log(CPU seconds) over log(events) between the two largest sizes, and over all of them; CPU of an
            empty step of Ray (its start) is in all sizes, so small logs look better than linear

@@ -89,6 +89,12 @@ class EventsConfig(Section):
     max_events_per_day: int = Field(5_000, gt=0, description="a user above it is set aside as a bot")
     max_id_bytes: int = Field(256, gt=0)
 
+    @field_validator("path")
+    @classmethod
+    def _one_spelling(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """A list of one is that one: snapshots and releases are named by their configuration."""
+        return path[0] if isinstance(path, tuple) and len(path) == 1 else path
+
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.path,) if isinstance(self.path, str) else self.path

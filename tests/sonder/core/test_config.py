@@ -108,3 +108,11 @@ def test_a_password_in_the_configuration_is_refused_without_repeating_it(tmp_pat
     with pytest.raises(ConfigurationError, match="SONDER_STORE_PASSWORD") as refused:
         load(written(tmp_path, PUBLISHED), [f"serving.store={url}"])
     assert "hush" not in str(refused.value)
+
+
+def test_one_path_in_a_list_is_that_path_so_that_both_name_the_same_snapshot() -> None:
+    one, listed, two = (
+        SonderConfig.model_validate({"events": {"path": path}}) for path in ("log", ["log"], ["log", "more"])
+    )
+    assert one.digest() == listed.digest() != two.digest()
+    assert (one.events.paths, listed.events.paths, two.events.paths) == (("log",), ("log",), ("log", "more"))
