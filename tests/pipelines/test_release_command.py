@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.promotion import operator
+from pipelines.terminal import console
 from sonder.core.config import load
 from sonder.core.errors import ConfigurationError, InvalidRequest, NotFound, PromotionRefused
 from sonder.core.workspace import Workspace
@@ -39,6 +40,13 @@ def place(tmp_path: Path) -> Path:
         seal_release(workspace, name, metrics={"scores.buy_7d.auc": auc})
     Registry(workspace).promote("r-1", reason="first")
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console keeps the width that it found when somebody first imported it, in whatever test that was."""
+    monkeypatch.setattr(console, "_width", 200)
+    monkeypatch.setattr(console, "_height", 50)
 
 
 def run(place: Path, *arguments: str, raises: bool = False) -> Result:

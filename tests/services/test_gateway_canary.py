@@ -201,6 +201,9 @@ def test_a_candidate_whose_scoring_breaks_is_rolled_back_and_no_request_fails(
         assert (ended.state, ended.trial.id) == ("rolled_back", trial.id)
         assert "degraded computed" in ended.reason
         assert ended.numbers["degraded computed"]["is_broken"] is True
+        while isinstance(gateway.engine, SplitEngine):  # which answered all from the old release until it was replaced
+            assert time.monotonic() < deadline, "no look at what is served"
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)  # and never again by itself
         assert not isinstance(gateway.engine, SplitEngine)
         assert len(gateway.canaries.read().ended) == 1
