@@ -38,7 +38,7 @@ from sonder.evaluation.report_content import (
     ScoreFacts,
     sample_of_users,
 )
-from sonder.evaluation.report_counts import Counts, counted
+from sonder.evaluation.report_counts import COUNTED, Counts, counted
 from sonder.events.contract import Col
 from sonder.history.snapshot import read_bucket
 from sonder.interests.affinity_artefact import CONFIG_FILE
@@ -146,8 +146,10 @@ class CountBucket:
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         _, times_us = event_times(read_bucket(self.history, bucket, [Col.TIMESTAMP]))
-        interests, affinities = (part_file(self.target / part, bucket) for part in ("interests", "affinities"))
-        return counted(times_us, interests.read_table(), affinities.read_table())
+        interests, affinities = (
+            part_file(self.target / part, bucket).read_table(columns) for part, columns in COUNTED.items()
+        )
+        return counted(times_us, interests, affinities)
 
 
 def _counts(history: Folder, target: Folder) -> Counts:
@@ -172,7 +174,7 @@ def _as_of(profiles: pl.DataFrame) -> datetime:
     return as_of
 
 
-def _data(config: SonderConfig, manifest: dict[str, Any], counted_events: Counts) -> DataFacts:
+def _data(config: SonderConfig, manifest: dict[str, Any], everybody: Counts) -> DataFacts:
     counts, is_ordinal = manifest["counts"], bool(manifest["is_ordinal"])
     return DataFacts(
         source=", ".join(config.events.paths),
@@ -185,7 +187,7 @@ def _data(config: SonderConfig, manifest: dict[str, Any], counted_events: Counts
         first_event=None if is_ordinal else manifest["first_event"][:10],
         last_event=None if is_ordinal else manifest["last_event"][:10],
         is_ordinal=is_ordinal,
-        events_per_week=[] if is_ordinal else counted_events.events_per_week(),
+        events_per_week=[] if is_ordinal else everybody.events_per_week(),
     )
 
 

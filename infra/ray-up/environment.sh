@@ -3,6 +3,8 @@
 export PATH="$HOME/sonder/venv/bin:$PATH"
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_grpc_client_keepalive_time_ms=20000
+export RAY_grpc_client_keepalive_timeout_ms=20000
 export RAY_SERVE_ENABLE_HA_PROXY=1
 export RAY_SERVE_THROUGHPUT_OPTIMIZED=1
 export RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response"

@@ -99,6 +99,11 @@ def test_everything_that_is_copied_exists_and_is_sent_and_nothing_else_is() -> N
     assert is_sent("services/gateway/rpc/sonder.proto", RULES)
 
 
+def test_a_silent_machine_is_noticed_as_soon_as_on_other_clusters() -> None:
+    (environment,) = [one.words for one in FINAL.instructions if one.name == "ENV"]
+    assert {f"{name}={value}" for name, value in proxy.SILENCE.items()} <= set(environment)
+
+
 def test_the_proxys_script_is_the_one_of_sonder_serve() -> None:
     environment = {one["name"]: one.get("value") for one in pods("base")[0].container["env"]}
     ports = f"{environment['RAY_SERVE_HAPROXY_STATS_PORT']}|{environment['RAY_SERVE_HAPROXY_METRICS_PORT']}"

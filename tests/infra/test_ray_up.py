@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from services.gateway import proxy
 from tests.infra.manifests import ROOT, pods
 
 FOLDER = ROOT / "infra" / "ray-up"
@@ -89,5 +90,6 @@ def test_the_environment_is_that_of_the_pods(tmp_path: Path) -> None:
     of_the_image |= {"RAY_SERVE_HAPROXY_STATS_PORT", "PROMETHEUS_MULTIPROC_DIR"}
     for name in of_pods.keys() - of_the_image:
         assert here[name] == of_pods[name], name
+    assert proxy.SILENCE.items() <= here.items()
     assert here["RAY_AUTH_MODE"] == "token"
     assert not re.search(r"PASSWORD=|KEY=", told)

@@ -20,18 +20,22 @@ from sonder.evaluation.affinity import AffinityQuality
 from sonder.evaluation.report_content import AffinityFacts, InterestFacts
 from sonder.history.timelines import MICROSECONDS_PER_DAY
 
+COUNTED = {  # columns of the two tables that are looked at
+    "interests": ["user_id", "category", "weight", "state"],
+    "affinities": ["level", "rank", "category", "population_share", "strength"],
+}
 FIRST_MONDAY = np.datetime64("1969-12-29", "D")  # of week 0: day 0 of 1970 was a Thursday
 
 
 def counted(times_us: NDArray[np.int64], interests: pa.Table, affinities: pa.Table) -> dict[str, Any]:
-    """Counts of one bucket: its event times, its INTEREST_SCHEMA and its AFFINITY_SCHEMA rows."""
+    """Counts of one bucket: its event times, its INTEREST_SCHEMA and its AFFINITY_SCHEMA rows (columns COUNTED)."""
     numbers, events = np.unique((times_us // MICROSECONDS_PER_DAY + 3) // 7, return_counts=True)
-    rows = pl.DataFrame(interests.select(["user_id", "category", "weight", "state"]))
+    rows = pl.DataFrame(interests.select(COUNTED["interests"]))
     per_user = rows.drop_nulls("category").group_by("user_id", "category").agg(pl.col("weight").sum())
     categories = per_user.group_by("category").agg(pl.len(), pl.col("weight").cast(pl.Float64).sum())
     is_first = (pl.col("rank") == 1) & (pl.col("strength") > 0)
     top = (
-        pl.DataFrame(affinities.select(["level", "rank", "category", "population_share", "strength"]))
+        pl.DataFrame(affinities.select(COUNTED["affinities"]))
         .filter(pl.col("level") == 1)
         .group_by("category")
         .agg(pl.col("population_share").first(), is_first.sum(), (pl.col("strength") < 0).sum().alias("less"))
