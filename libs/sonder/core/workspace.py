@@ -7,6 +7,9 @@ backfills/<release>/as_of=YYYY-MM-DD/                            profiles of pas
 audiences/<name>/v<NNN>.json  audiences/<name>/members/          saved rules, and who has been in them
 audiences/index.json                                             which of these count now
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
+experiments/<name>/v<NNN>.json  experiments/RUNNING              versions of each experiment, and which assign users now
+experiments/<name>/exposures/<gateway>/                          who saw which arm first, and when
+experiments/<name>/analyses/                                     what was made of it
 keys.json                                                        API keys of the gateway, as digests
 erasures/<digest>.json                                           users who asked to be forgotten, and when
 log/online/<node>/                                               events that arrived online, as a node shipped them
@@ -113,6 +116,10 @@ class Workspace:
     @property
     def uplift(self) -> Folder:
         return self.root / "uplift"
+
+    @property
+    def experiments(self) -> Folder:
+        return self.root / "experiments"
 
     @property
     def keys(self) -> Folder:
