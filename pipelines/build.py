@@ -257,7 +257,7 @@ def _build_release(build: Build) -> str:
             snapshot=build.snapshot,
             config=build.config,
             metrics=result_of(build, "evaluate")["metrics"],
-            row_counts=result_of(build, "profiles"),
+            row_counts=result_of(build, "profiles") | {"seconds": _seconds(build)},
             as_of_us=build.end_us,
         )
         build.staging.remove()
@@ -292,6 +292,11 @@ def result_of(build: Build, name: str) -> dict[str, Any]:
     """What a step said that has ended."""
     result: dict[str, Any] = (build.steps / f"{name}.json").read_json()
     return result
+
+
+def _seconds(build: Build) -> dict[str, float]:
+    """What each step took, of the run that ended it: a step that was killed before has lost what it took then."""
+    return {name: float(result_of(build, name)["seconds"]) for name in STEPS}
 
 
 def _parent_release(build: Build) -> str | None:

@@ -179,8 +179,11 @@ def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, st
 
 
 def metrics_of(release: Release) -> dict[str, float]:
-    """The release's metrics, and `rows.<name>` of what it holds; only what is a finite number."""
-    rows = {f"rows.{name}": value for name, value in release.manifest.row_counts.items()}
+    """The release's metrics, `rows.<name>` of what it holds and `seconds.<step>`; only what is a finite number."""
+    counts = dict(release.manifest.row_counts)
+    seconds = counts.pop("seconds", None)
+    rows = {f"rows.{name}": value for name, value in counts.items()}
+    rows |= {f"seconds.{step}": took for step, took in seconds.items()} if isinstance(seconds, dict) else {}
     return {
         _name(name): float(value)
         for name, value in {**release.manifest.metrics, **rows}.items()
