@@ -4,8 +4,9 @@ An online event is left out where the snapshot has it already: the same user wit
 or, for a log that lost the ids on its way, of the same item, action and time.
 Erased users (events.erasure) are in nothing that is read here, whatever they do after their request: what their arm
 did to them before is gone.
-Limits: the log on this node's disk is read one event at a time, as its interface gives it, about 4 microseconds each;
-a snapshot of the snapshots with the latest event is taken for the newest.
+Limits: a log of online events on a disk or a server is read one event at a time, as its interface gives it. Two
+online events of one user, item, action and time are both left out where the snapshot has one of them. `prepare` sets
+bots aside (max_events_per_day), their online events count.
 """
 
 from __future__ import annotations
@@ -191,8 +192,8 @@ def deal(frame: pl.DataFrame, folder: Folder, num_buckets: int) -> set[int]:
     """Write rows of users into folder/bucket=NNN/part-0.parquet -> the buckets that have some."""
     if frame.is_empty():
         return set()
-    dealt = frame.with_columns(bucket=pl.Series(bucket_of(frame[Col.USER_ID], num_buckets)))
-    parts = dealt.partition_by("bucket", as_dict=True, include_key=False)
+    placed = frame.with_columns(bucket=pl.Series(bucket_of(frame[Col.USER_ID], num_buckets)))
+    parts = placed.partition_by("bucket", as_dict=True, include_key=False)
     for (bucket,), part in parts.items():
         part_file(folder, int(bucket)).write_table(part.to_arrow())
     return {int(bucket) for (bucket,) in parts}
@@ -210,9 +211,8 @@ def bucket_events(history: Folder, bucket: int, online: pl.DataFrame | None, use
     lists = frame_of(read_bucket(history, bucket, [*_EVENT, *also]))
     if users is not None:
         lists = lists.filter(pl.col(Col.USER_ID).is_in(users.implode()))
-    held = lists.explode([name for name in lists.columns if name != Col.USER_ID]).with_columns(
-        pl.col(Col.TIMESTAMP).cast(TIME)
-    )
+    of_events = [name for name in lists.columns if name != Col.USER_ID]
+    held = lists.explode(of_events).with_columns(pl.col(Col.TIMESTAMP).cast(TIME))
     if online is None:
         return held
     new = online.with_columns(pl.col(Col.TIMESTAMP).cast(TIME))
