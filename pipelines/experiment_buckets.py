@@ -23,7 +23,7 @@ from sonder.core.storage import Folder
 from sonder.core.telemetry import logger
 from sonder.core.workspace import Workspace
 from sonder.events.contract import Col
-from sonder.experiments.cuts import lifecycle_at_exposure
+from sonder.experiments.lifecycle_cut import lifecycle_at_exposure
 from sonder.experiments.metrics import user_numbers
 from sonder.experiments.specification import Experiment
 from sonder.history.snapshot import buckets_of

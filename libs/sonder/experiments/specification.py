@@ -20,6 +20,7 @@ from sonder.segments.rules.rule import Rule
 
 Method = Literal["split", "interleave"]
 Kind = Literal["conversion", "count", "value", "ratio", "retention", "time_to_event"]
+TAKEN = frozenset({"user_id", "arm", "exposed_at", "lifecycle", "segment"})  # columns beside those of metrics
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -152,6 +153,8 @@ class Experiment(Section):
         for what, names in (("arm", [arm.name for arm in self.arms]), ("metric", [one.name for one in self.metrics])):
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"two {what}s are named {repeated[0]!r}")
+        if taken := sorted({metric.name for metric in self.metrics} & TAKEN):
+            raise ValueError(f"a metric is named {taken[0]!r}, expected none of {', '.join(sorted(TAKEN))}")
         for name in (self.primary, *(guardrail.metric for guardrail in self.guardrails)):
             if name not in {metric.name for metric in self.metrics}:
                 raise ValueError(f"no metric is named {name!r}, there are {', '.join(m.name for m in self.metrics)}")

@@ -38,6 +38,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"metrics": [{"name": "arm", "kind": "retention", "day": 1}], "primary": "arm"}, "a metric is named 'arm'"),
         ({"primary": "sales"}, "no metric is named 'sales', there are buyers, hides, ctr, d7"),
         ({"arms": [{"name": "a"}, {"name": "a", "release": "r"}]}, "two arms are named 'a'"),
         ({"arms": [{"name": "a"}, {"name": "b"}]}, "two arms are the same"),

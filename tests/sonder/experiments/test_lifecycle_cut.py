@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 
-from sonder.experiments.cuts import lifecycle_at_exposure
+from sonder.experiments.lifecycle_cut import lifecycle_at_exposure
 from sonder.experiments.metrics import TIME
 from sonder.segments.lifecycle import STATES, LifecycleThresholds, lifecycle_of
 from tests.tiny_log import random_log, timelines_of
