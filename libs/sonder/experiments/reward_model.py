@@ -3,8 +3,10 @@
 Shapes: N rounds, A actions, L positions, F features of a context, G features of an action, C columns.
 score(x, a, l) = intercept + position_l + action_a + x'b + x'W_a, all effects standardised and shrunk (L2); logistic
 for rewards of 0 and 1, ridge for amounts. With `action_features` z_a the interaction is x'W z_a, which carries over
-between actions. Each round is predicted by a model that saw no round of its user: the doubly robust estimate is then
-free of the model's overfitting (cross-fitting: Chernozhukov et al., Double/Debiased Machine Learning, 2018).
+between actions. How much is shrunk is chosen by the squared error on half of the learning users: w^2 (r - q)^2 is what
+a bad model costs the doubly robust estimate. Each round is predicted by a model that saw no round of its user: the
+doubly robust estimate is then free of the model's overfitting (cross-fitting: Chernozhukov et al., Double/Debiased
+Machine Learning, 2018).
 Fitted to what was logged, unweighted: where the logging policy seldom went, the model leans on its shape.
 Limits: linear. A caller with a better model passes its own predictions to the estimators instead.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -23,7 +26,7 @@ from sonder.experiments.logged_feedback import Floats, Indices, LoggedFeedback
 __all__ = ["MAX_INTERACTIONS", "cross_fitted_rewards", "fold_of_rounds"]
 
 NUM_FOLDS = 3
-STRENGTH = 1.0  # of the L2 penalty, on standardised columns
+STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)  # of the L2 penalty, on standardised columns
 MAX_INTERACTIONS = 4_000  # columns of context x action; above it the interaction is left out
 _MAX_ITERATIONS = 1_000
 
@@ -39,12 +42,12 @@ def cross_fitted_rewards(
         raise ValueError(f"features of {len(action_features)} actions where {feedback.num_actions} are logged")
     layout = _Layout.of(feedback, action_features)
     design_NC, folds_N = layout.design(feedback.actions), fold_of_rounds(feedback, num_folds, seed)
+    halves_N = fold_of_rounds(feedback, 2, seed + 1)
     predicted = np.empty((len(feedback), feedback.num_actions))
     for fold in range(int(folds_N.max()) + 1):
         learn, answer = np.flatnonzero(folds_N != fold), np.flatnonzero(folds_N == fold)
-        weights_C, intercept, is_chance = _fit(design_NC[learn], feedback.rewards[learn], sum(layout.widths))
-        scores = layout.scores(weights_C, answer) + intercept
-        predicted[answer] = expit(scores) if is_chance else scores
+        model = _fit_best(design_NC[learn], feedback.rewards[learn], halves_N[learn] == 0)
+        predicted[answer] = model.rewards(layout.scores(model.weights_C, answer))
     return predicted
 
 
@@ -58,17 +61,39 @@ def fold_of_rounds(feedback: LoggedFeedback, num_folds: int, seed: int) -> Indic
     return folds_U[codes_N].astype(np.int64)
 
 
-def _fit(design: sparse.csr_array, rewards: Floats, num_columns: int) -> tuple[Floats, float, bool]:
-    """Weights, intercept and whether scores are log-odds; constant rewards give the constant."""
-    if np.ptp(rewards) == 0:
-        return np.zeros(num_columns), float(rewards[0]), False
-    if np.isin(rewards, (0.0, 1.0)).all():
-        logistic = LogisticRegression(C=1 / STRENGTH, max_iter=_MAX_ITERATIONS)
-        logistic.fit(design, rewards.astype(np.int64))
-        return logistic.coef_[0], float(logistic.intercept_[0]), True
-    ridge = Ridge(alpha=STRENGTH)
-    ridge.fit(design, rewards)
-    return ridge.coef_, float(ridge.intercept_), False
+@dataclass(frozen=True)
+class _Linear:
+    weights_C: Floats
+    intercept: float
+    is_chance: bool  # scores are log-odds
+
+    def rewards(self, scores: Floats) -> Floats:
+        shifted = scores + self.intercept
+        return np.asarray(expit(shifted) if self.is_chance else shifted, dtype=np.float64)
+
+
+def _fit_best(design_NC: sparse.csr_array, rewards_N: Floats, is_first_N: NDArray[np.bool_]) -> _Linear:
+    """Fit to all rows with the penalty that, fitted to the first half, predicts the second best."""
+    if is_first_N.all() or not is_first_N.any():
+        return _fit(design_NC, rewards_N, STRENGTHS[len(STRENGTHS) // 2])  # one user alone: nothing to choose by
+    first, second, errors = np.flatnonzero(is_first_N), np.flatnonzero(~is_first_N), []
+    for strength in STRENGTHS:
+        model = _fit(design_NC[first], rewards_N[first], strength)
+        errors.append(float(np.mean((rewards_N[second] - model.rewards(design_NC[second] @ model.weights_C)) ** 2)))
+    return _fit(design_NC, rewards_N, STRENGTHS[int(np.argmin(errors))])
+
+
+def _fit(design_NC: sparse.csr_array, rewards_N: Floats, strength: float) -> _Linear:
+    """Constant rewards give the constant."""
+    if np.ptp(rewards_N) == 0:
+        return _Linear(np.zeros(design_NC.shape[1]), float(rewards_N[0]), is_chance=False)
+    if np.isin(rewards_N, (0.0, 1.0)).all():
+        logistic = LogisticRegression(C=1 / strength, max_iter=_MAX_ITERATIONS)
+        logistic.fit(design_NC, rewards_N.astype(np.int64))
+        return _Linear(logistic.coef_[0], float(logistic.intercept_[0]), is_chance=True)
+    ridge = Ridge(alpha=strength)
+    ridge.fit(design_NC, rewards_N)
+    return _Linear(ridge.coef_, float(ridge.intercept_), is_chance=False)
 
 
 @dataclass(frozen=True)

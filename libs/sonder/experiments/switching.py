@@ -55,7 +55,7 @@ def choose_tau(
 def switched_probability(feedback: LoggedFeedback, policy_NA: Floats, weights_N: Floats, tau: float) -> float:
     """How often the evaluation policy makes a choice whose weight is above tau."""
     if feedback.logging_policy is None:
-        return float(min(1.0, np.mean(np.where(weights_N > tau, weights_N, 0.0))))
+        return min(1.0, float(np.mean(np.where(weights_N > tau, weights_N, 0.0))))
     logging_NA = policy_at_positions(feedback.logging_policy, feedback)
     # w > tau without dividing by the zeros of the logging policy, whose weight is infinite.
     return float(np.where(policy_NA > tau * logging_NA, policy_NA, 0.0).sum() / len(feedback)) if tau < np.inf else 0.0

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.logged_world import World
 from sonder.core.errors import DataError
 from sonder.experiments.logged_feedback import Floats, LoggedFeedback, policy_at_positions
-from tests.sonder.experiments.logged_worlds import World
 
 LOG = LoggedFeedback(np.array([0, 1, 2]), np.array([0.0, 1.0, 0.0]), np.array([0.2, 0.3, 0.5]), 3)
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.logged_world import World
 from sonder.experiments.logged_feedback import Floats, LoggedFeedback
-from sonder.experiments.off_policy import ESTIMATORS, Estimator, PolicyValue, evaluate_policy
-from tests.sonder.experiments.logged_worlds import NUM_ACTIONS, World
+from sonder.experiments.off_policy import Estimator, PolicyValue, evaluate_policy
 
 WEIGHTED: tuple[Estimator, ...] = ("ips", "clipped_ips", "snips", "dr")
 
@@ -176,7 +176,7 @@ def test_expected_rewards_that_do_not_fit_are_refused(predicted: Floats) -> None
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """400 logs: a true 95 % interval misses more than 8.3 % of them in 1 of 1,000 tries (binomial)."""
     world = World.of(distance=0.6)
-    found = runs(world, 400, 400, num_resamples=200)
+    found = runs(world, 400, 400, num_resamples=200, estimators=WEIGHTED)
     for name in WEIGHTED:
         rows = found[name]
         assert is_near(rows[:, 0].mean(), world.value, rows[:, 0].std(ddof=1), 400), name
@@ -184,14 +184,12 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         assert rows[:, 2:].mean(axis=0).min() > 0.917, name
         assert rows[:, 2:].mean(axis=0).max() < 0.983, name
     assert found["dr"][:, 0].std() < found["ips"][:, 0].std()
-    assert set(found) == set(ESTIMATORS)
 
 
 @pytest.mark.slow
 def test_ignoring_users_makes_intervals_too_narrow() -> None:
-    """Rewards of a user share their taste: the error without users is smaller than the spread of the estimates."""
+    """Rewards of a user share their eagerness: the error without users is smaller than the spread of the estimates."""
     world = World.of(distance=0.0)
-    assert world.logging_MAL.shape[1] == NUM_ACTIONS
     spread, told, told_without = [], [], []
     for seed in range(300):
         feedback, policy, _ = world.log(200, seed)
@@ -202,4 +200,4 @@ def test_ignoring_users_makes_intervals_too_narrow() -> None:
         told.append(answer.standard_error)
         told_without.append(alone.standard_error)
     assert np.mean(told) == pytest.approx(np.std(spread), rel=0.12)
-    assert np.mean(told_without) < 0.97 * np.mean(told)
+    assert np.mean(told_without) < 0.9 * np.mean(told)

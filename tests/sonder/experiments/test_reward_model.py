@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.logged_world import World
 from sonder.experiments.logged_feedback import LoggedFeedback
 from sonder.experiments.reward_model import cross_fitted_rewards, fold_of_rounds
-from tests.sonder.experiments.logged_worlds import World
 
 
 def linear_world(num_rounds: int, seed: int) -> tuple[LoggedFeedback, np.ndarray]:

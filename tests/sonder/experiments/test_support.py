@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.logged_world import World
 from sonder.experiments.logged_feedback import LoggedFeedback, policy_at_positions
 from sonder.experiments.support import Support, effective_size, measure_support
-from tests.sonder.experiments.logged_worlds import World
 
 
 def support_of(feedback: LoggedFeedback, policy: np.ndarray) -> Support:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.logged_world import World
 from sonder.experiments.logged_feedback import LoggedFeedback, policy_at_positions
 from sonder.experiments.off_policy import evaluate_policy
 from sonder.experiments.switching import switched_probability
-from tests.sonder.experiments.logged_worlds import World
 
 
 def rare_action(seed: int) -> tuple[LoggedFeedback, np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """A world whose policies have a known value: contexts from a finite population, so that the truth is a sum.
 
 Shapes: M contexts of the population, F features, A actions, L positions, N rounds, U users.
-A user has one context, a taste of their own (rewards are 0.6 or 1.4 times as likely) and several rounds.
+A user has one context, an eagerness of their own (rewards are 0.2 or 1.8 times as likely) and several rounds.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ class World:
     target_MAL: Floats
 
     @classmethod
-    def of(cls, seed: int = 5, *, distance: float = 1.0) -> World:
-        """`distance` scales how much more the evaluation policy prefers some actions than the logging policy."""
+    def of(cls, seed: int = 5, *, distance: float = 1.0, exploration: float = 0.5) -> World:
+        """`distance` scales how much the evaluation policy prefers some actions; `exploration` is the share of its
+        choices that the logging policy draws uniformly, which keeps weights below A / exploration."""
         rng = np.random.default_rng(seed)
         contexts = rng.normal(size=(NUM_CONTEXTS, NUM_FEATURES))
         tastes = rng.normal(size=(NUM_FEATURES, NUM_ACTIONS))
         places = np.array([0.0, -0.5])
         scores = contexts @ tastes
-        rewards = expit(-1.2 + 0.6 * scores[:, :, None] + places) / 1.4
+        rewards = expit(-1.2 + 0.6 * scores[:, :, None] + places) / 1.8
         shy = softmax(0.5 * contexts @ rng.normal(size=tastes.shape), axis=1)
         keen = softmax(distance * scores, axis=1)
-        logging = np.stack([shy, shy[:, ::-1]], axis=2)
+        shown = np.stack([shy, shy[:, ::-1]], axis=2)
+        logging = (1 - exploration) * shown + exploration / NUM_ACTIONS
         target = np.stack([keen, 0.5 * keen + 0.5 / NUM_ACTIONS], axis=2)
         return cls(contexts, rewards, logging, target)
 
@@ -49,13 +51,13 @@ class World:
         rng = np.random.default_rng(seed)
         users = np.repeat(np.arange(num_users), ROUNDS_PER_USER)
         which = rng.integers(NUM_CONTEXTS, size=num_users)[users]
-        taste = rng.choice([0.6, 1.4], size=num_users)[users]
+        eagerness = rng.choice([0.2, 1.8], size=num_users)[users]
         places = rng.integers(NUM_POSITIONS, size=len(users))
         chances = self.logging_MAL[which, :, places]
         actions = (rng.random(len(users))[:, None] > np.cumsum(chances, axis=1)[:, :-1]).sum(axis=1)
         taken = np.arange(len(users)), actions
         expected = self.rewards_MAL[which, :, places]
-        rewards = (rng.random(len(users)) < expected[taken] * taste).astype(float)
+        rewards = (rng.random(len(users)) < expected[taken] * eagerness).astype(float)
         logging = self.logging_MAL[which] if with_policy else None
         feedback = LoggedFeedback(
             actions, rewards, chances[taken], NUM_ACTIONS, places, self.contexts_MF[which], users, logging
