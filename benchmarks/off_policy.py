@@ -128,7 +128,8 @@ def simulate(num_runs: int) -> dict[str, Any]:
                 rows.setdefault(name, []).append([found.value, found.standard_error, *inside])
         print(
             f"\n## Simulation, distance {distance}, exploration {exploration}: truth {world.value:.4f}, "
-            f"{num_runs} logs of {NUM_USERS} users and {len(feedback):,} rounds, {np.mean(effective):,.0f} of them effective\n"
+            f"{num_runs} logs of {NUM_USERS} users and {len(feedback):,} rounds, "
+            f"{np.mean(effective):,.0f} of them effective\n"
         )
         print(
             "| estimator | bias | spread | told error | normal covers | bootstrap covers |\n|---|---|---|---|---|---|"
@@ -136,8 +137,11 @@ def simulate(num_runs: int) -> dict[str, Any]:
         told = {name: _summary(np.array(values, dtype=float), world.value) for name, values in rows.items()}
         for estimator, numbers in told.items():
             print(f"| {estimator} | " + " | ".join(f"{number:.4f}" for number in numbers) + " |")
-        name = f"distance {distance} exploration {exploration}"
-        result[name] = {"truth": world.value, "effective": float(np.mean(effective)), **told}
+        result[f"distance {distance} exploration {exploration}"] = {
+            "truth": world.value,
+            "effective": float(np.mean(effective)),
+            **told,
+        }
     return result
 
 

@@ -8,8 +8,8 @@ Source: Radlinski, Kurup & Joachims, How Does Clickthrough Data Reflect Retrieva
 analysed in Chapelle, Joachims, Radlinski & Yue, Large-Scale Validation and Analysis of Interleaved Search Evaluation,
 TOIS 2012.
 Limits: tells which ranker is preferred, not by how much a product would gain. An item's credit is the item's alone:
-what a list earns as a whole is not seen. Where both rankers agree in an order, some better rankers cannot win
-(Radlinski & Craswell, WSDM 2013). Analysis: `interleaving_analysis`.
+what a list earns as a whole is not seen. Nor is every better place: of A = 1 2 3 and B = 2 3 1 each list has item 3
+last, for either team alike (Radlinski & Craswell, WSDM 2013, on such blind spots). Analysis: `interleaving_analysis`.
 """
 
 from __future__ import annotations

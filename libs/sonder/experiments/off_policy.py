@@ -14,8 +14,8 @@ dr           mean(dm + w (r - q(x, a))): doubly robust, unbiased if the propensi
              Langford & Li, ICML 2011; Dudik, Erhan, Langford & Li, Statistical Science 2014)
 switch_dr    dr without the corrections whose w > tau (Wang, Agarwal & Dudik, ICML 2017); tau by `switching`
 Intervals are 95 %: normal, and percentiles of a bootstrap; both take all rounds of a user together. q is held fixed.
-Limits: rounds are independent between users, and the logging policy did not learn from them within the log. Lists:
-see `logged_feedback`.
+Limits: rounds are independent between users, and the logging policy did not learn from them within the log. Arrays of
+[N, A] are held in memory. Lists: see `logged_feedback`.
 """
 
 from __future__ import annotations

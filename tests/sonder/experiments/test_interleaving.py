@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_an_item_that_both_like_goes_to_either_team_alike() -> None:
     a, b = ["both", "a2", "a3"], ["both", "b2", "b3"]
     teams = Counter(interleave(a, b, 3, COIN("u", f"r{n}")).teams[0] for n in range(4_000))
     assert abs(teams["a"] - 2_000) < 4 * 1_000**0.5
+
+
+def test_the_known_blind_spot_is_there() -> None:
+    """B shows item 3 second where A shows it last; no list does, and either team gets it in half of them."""
+    found = [
+        interleave(["1", "2", "3"], ["2", "3", "1"], 3, flips.__getitem__) for flips in product((0.0, 0.9), repeat=2)
+    ]
+    assert {shown.items[2] for shown in found} == {"3"}
+    assert Counter(shown.teams[2] for shown in found) == {"a": 2, "b": 2}
 
 
 def test_a_ranking_with_duplicates_is_refused() -> None:
