@@ -25,6 +25,7 @@ from pipelines import (
     cli_forget,
     cli_jobs,
     cli_keys,
+    cli_probe,
     cli_release,
     cli_store,
     cli_target,
@@ -52,6 +53,7 @@ app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_jobs.app)  # `sonder submit` and `sonder jobs`
 app.add_typer(cli_tracking.app)  # `sonder track`
 app.add_typer(cli_forget.app)  # `sonder forget`
+app.add_typer(cli_probe.app)  # `sonder probe`
 app.add_typer(cli_cluster.app)  # `sonder node-environment`
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]

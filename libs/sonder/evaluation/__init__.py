@@ -24,6 +24,9 @@ stability_view  the same as the report's rows
 user_comparison where the users of two releases went: lifecycle, clusters, scores, vectors, interests
 diff_page       the page that compares two releases; diff_charts draws it
 page            what every page shares: templates, number filters, style sheets
+probes          frozen vectors read by fixed small models: what a consumer gets from them, beside RFM
+probe_questions what they are asked: churn, propensities, activity, value, cut from the log
+probe_readers   the fixed models; probe_metrics measures them, probe_comparison pairs two encoders
 truth           agreement with the synthetic world's own truth
 report_content  all that a report shows, as plain frozen data
 report          one self-contained HTML page and metrics.json
