@@ -136,6 +136,10 @@ bench-off-policy: setup $(OBP) ## off-policy estimates beside the Open Bandit da
 bench-stability: setup ## a downstream model learnt on the parent's vectors, read with raw, aligned and relearnt ones; ends in one JSON line
 	$(BIN)/python -m benchmarks.stability retail $(RETAIL) --seeds 7 8 9 --set max_epochs=20
 
+bench-probes: setup ## vectors read by fixed small models beside RFM and luck, the synthetic world and Online Retail; ends in one JSON line each
+	$(BIN)/python -m benchmarks.probes synthetic --minutes 1 --seeds 7 8 9
+	@if [ -f $(RETAIL) ]; then $(BIN)/python -m benchmarks.probes retail $(RETAIL) --minutes 1 --seeds 7 8 9; else echo "No Online Retail at $(RETAIL): not measured"; fi
+
 bench-uri: setup ## the same small build on a local disk and on S3: CPU, requests and bytes of each step; ends in one JSON line
 	$(BIN)/python -m benchmarks.uri
 

@@ -1,9 +1,10 @@
 """The fixed small models that read a vector: the same for every encoder, nothing of them is tuned to one.
 
 Shapes: N training users, T test users, D inputs, K outputs of a question, C calibration rows.
-linear   inputs standardised on the training users, then ridge least squares for all outputs at once; the strength is
-         the best of STRENGTHS by the squared error over FOLDS folds of training users. For a probability it is Fisher's
-         discriminant: its order is what is judged, not its level
+linear   inputs standardised on the training users, then ridge least squares for all outputs at once; the strength for
+         each output is the best of STRENGTHS by the squared error over FOLDS folds of training users. Beside a vector
+         RFM is hardly penalised (LIGHT), so that a vector that says nothing can be turned off and costs little. For a
+         probability it is Fisher's discriminant: its order is what is judged, not its level
 network  one hidden layer of HIDDEN, as small as those of the RecSys Challenge 2025; AdamW for at most EPOCHS epochs,
          the best of them by the loss on one fold of the training users, which it does not learn from
 Folds are by a digest of user ids. The same inputs and ids give the same answers on one machine.
@@ -31,7 +32,8 @@ from sonder.evaluation.probe_questions import Kind
 ReaderName = Literal["linear", "network"]
 Floats = NDArray[np.float64]
 FOLDS = 5
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty, a training user and standardised input
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of the penalty, a training user and standardised input
+LIGHT = 0.01  # of that, on the plain inputs beside a vector
 HIDDEN, EPOCHS, PATIENCE, BATCH = 64, 12, 3, 512
 LEARNING_RATE, WEIGHT_DECAY = 4e-3, 1e-2
 NEWTON_STEPS = 25
@@ -46,26 +48,42 @@ class Answers:
     calibration_CK: Floats
 
 
-Reader = Callable[[Floats, Floats, Floats, NDArray[np.int64], Kind, int], Answers]
+@dataclass(frozen=True)
+class Task:
+    """What a reader is given."""
+
+    inputs_ND: Floats
+    targets_NK: Floats
+    test_TD: Floats
+    folds_N: NDArray[np.int64]
+    kind: Kind
+    num_plain: int = 0  # the last inputs, which stand beside a vector
+    seed: int = 0
 
 
-def linear(
-    inputs_ND: Floats, targets_NK: Floats, test_TD: Floats, folds_N: NDArray[np.int64], kind: Kind, seed: int
-) -> Answers:
+Reader = Callable[[Task], Answers]
+
+
+def linear(task: Task) -> Answers:
     """Ridge least squares on standardised inputs; draws nothing."""
-    train_ND, test = _standardised(inputs_ND, test_TD)
-    spread_K = np.maximum(targets_NK.std(axis=0), 1e-12)
+    train_ND, test_TD = _standardised(task)
+    targets_NK, folds_N = task.targets_NK, task.folds_N
+    plain = slice(train_ND.shape[1] - task.num_plain, None)
+    for part in (train_ND, test_TD):
+        part[:, plain] /= np.sqrt(LIGHT)  # a wider input needs a smaller weight, which costs less
     whole = _Moments.of(train_ND, targets_NK)
-    held_out_S = np.zeros((len(STRENGTHS), *targets_NK.shape))
+    held_out_SNK = np.zeros((len(STRENGTHS), *targets_NK.shape))
     for fold in np.unique(folds_N):
         held = folds_N == fold
         rest = whole.less(_Moments.of(train_ND[held], targets_NK[held]))
         for place, (weights_DK, start_K) in enumerate(rest.solutions()):
-            held_out_S[place, held] = train_ND[held] @ weights_DK + start_K
-    errors_S = (((held_out_S - targets_NK) / spread_K) ** 2).mean(axis=(1, 2))
-    best = int(np.argmin(errors_S))
-    weights_DK, start_K = list(whole.solutions())[best]
-    return Answers(test @ weights_DK + start_K, np.arange(len(train_ND)), held_out_S[best])
+            held_out_SNK[place, held] = train_ND[held] @ weights_DK + start_K
+    best_K = ((held_out_SNK - targets_NK) ** 2).mean(axis=1).argmin(axis=0)
+    outputs_K = np.arange(len(best_K))
+    solutions = list(whole.solutions())
+    weights_SDK, starts_SK = (np.stack([solution[part] for solution in solutions]) for part in (0, 1))
+    answers_TK = test_TD @ weights_SDK[best_K, :, outputs_K].T + starts_SK[best_K, outputs_K]
+    return Answers(answers_TK, np.arange(len(train_ND)), held_out_SNK[best_K, :, outputs_K].T)
 
 
 @dataclass(frozen=True)
@@ -101,22 +119,22 @@ class _Moments:
             yield weights_DK, mean_K - mean_D @ weights_DK
 
 
-def network(
-    inputs_ND: Floats, targets_NK: Floats, test_TD: Floats, folds_N: NDArray[np.int64], kind: Kind, seed: int
-) -> Answers:
+def network(task: Task) -> Answers:
     """A small network, its best epoch by the loss on the first fold."""
-    train_ND, test = _standardised(inputs_ND, test_TD)
-    held = folds_N == folds_N.min()
-    middle_K, spread_K = targets_NK[~held].mean(axis=0), np.maximum(targets_NK[~held].std(axis=0), 1e-12)
-    targets = targets_NK if kind == "binary" else (targets_NK - middle_K) / spread_K
-    x_ND, y_NK, x_TD = (torch.from_numpy(part).float() for part in (train_ND, targets, test))
+    train_ND, test_TD = _standardised(task)
+    targets_NK, held_N = task.targets_NK, task.folds_N == task.folds_N.min()
+    if task.kind != "binary":
+        middle_K, spread_K = targets_NK[~held_N].mean(axis=0), np.maximum(targets_NK[~held_N].std(axis=0), 1e-12)
+        targets_NK = (targets_NK - middle_K) / spread_K
+    x_ND, y_NK, x_TD = (torch.from_numpy(part).float() for part in (train_ND, targets_NK, test_TD))
+    held = torch.from_numpy(held_N)
     with torch.random.fork_rng(devices=[]), _one_thread():
-        torch.manual_seed(seed)
+        torch.manual_seed(task.seed)
         model = nn.Sequential(nn.Linear(x_ND.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, y_NK.shape[1]))
-        _fit(model, x_ND, y_NK, torch.from_numpy(held), kind)
+        _fit(model, x_ND, y_NK, held, task.kind)
     with torch.inference_mode():
-        of_test, of_held = (model(part).double().numpy() for part in (x_TD, x_ND[torch.from_numpy(held)]))
-    return Answers(of_test, np.flatnonzero(held), of_held)
+        of_test_TK, of_held_CK = (model(part).double().numpy() for part in (x_TD, x_ND[held]))
+    return Answers(of_test_TK, np.flatnonzero(held_N), of_held_CK)
 
 
 def _fit(model: nn.Module, x_ND: torch.Tensor, y_NK: torch.Tensor, held_N: torch.Tensor, kind: Kind) -> None:
@@ -178,8 +196,8 @@ def calibrate_mean(scores_C: Floats, outcomes_C: Floats) -> Callable[[Floats], F
     return mean_of
 
 
-def _standardised(inputs_ND: Floats, test_TD: Floats) -> tuple[Floats, Floats]:
-    """Both by the mean and spread of the training users; what does not vary among them says nothing."""
-    middle_D, spread_D = inputs_ND.mean(axis=0), inputs_ND.std(axis=0)
+def _standardised(task: Task) -> tuple[Floats, Floats]:
+    """Inputs of both, by mean and spread of the training users; what does not vary among them says nothing."""
+    middle_D, spread_D = task.inputs_ND.mean(axis=0), task.inputs_ND.std(axis=0)
     scale_D = np.where(spread_D > 1e-9, 1 / np.maximum(spread_D, 1e-9), 0.0)
-    return (inputs_ND - middle_D) * scale_D, (test_TD - middle_D) * scale_D
+    return (task.inputs_ND - middle_D) * scale_D, (task.test_TD - middle_D) * scale_D

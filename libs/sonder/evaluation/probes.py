@@ -33,7 +33,7 @@ from sonder.evaluation.probe_metrics import (
     spearman,
 )
 from sonder.evaluation.probe_questions import Question, Questions, describe
-from sonder.evaluation.probe_readers import FOLDS, READERS, Answers, ReaderName, calibrate_mean
+from sonder.evaluation.probe_readers import FOLDS, READERS, Answers, ReaderName, Task, calibrate_mean
 from sonder.evaluation.resampling import NUM_RESAMPLES, Interval, percentile_interval, resampled_weights
 
 Floats = NDArray[np.float64]
@@ -157,7 +157,7 @@ def run_probes(
     )
     found = {
         (question.name, reader, features): _probe(
-            question, questions.is_test_U, inputs[features], folds_U, weights_RT, reader, seed
+            question, questions, inputs[features], folds_U, weights_RT, reader, features, seed
         )
         for question in questions.asked
         for reader in readers
@@ -168,21 +168,27 @@ def run_probes(
 
 def _probe(
     question: Question,
-    is_test_U: NDArray[np.bool_],
+    questions: Questions,
     inputs_UD: Floats,
     folds_U: NDArray[np.int64],
     weights_RT: Floats,
     reader: ReaderName,
+    features: FeatureSet,
     seed: int,
 ) -> dict[str, Measured]:
     """Every metric of one reader on one question; the first row of `weights` is the sample itself."""
+    is_test_U = questions.is_test_U
     is_test_A = is_test_U[question.rows_A]
     learn, test = question.rows_A[~is_test_A], question.rows_A[is_test_A]
     labels_NK, came_TK = question.labels_AK[~is_test_A], question.labels_AK[is_test_A]
     scale = 1.0 if question.kind != "amount" else float(np.median(labels_NK[labels_NK > 0]))
     targets_NK = labels_NK if question.kind == "binary" else np.log1p(np.maximum(labels_NK, 0) / scale)
     if inputs_UD.shape[1]:
-        answers = READERS[reader](inputs_UD[learn], targets_NK, inputs_UD[test], folds_U[learn], question.kind, seed)
+        num_plain = questions.plain_UF.shape[1] if features == "vector_rfm" else 0
+        task = Task(
+            inputs_UD[learn], targets_NK, inputs_UD[test], folds_U[learn], question.kind, num_plain=num_plain, seed=seed
+        )
+        answers = READERS[reader](task)
     else:
         answers = Answers(np.zeros(came_TK.shape), np.arange(len(learn)), np.zeros(labels_NK.shape))
     measures = _measures(question, answers, labels_NK, targets_NK, came_TK, scale)

@@ -11,7 +11,7 @@ from sklearn.linear_model import PoissonRegressor, Ridge
 from sklearn.metrics import roc_auc_score
 
 from sonder.evaluation.probe_metrics import macro_auc, nmae, normalised, spearman
-from sonder.evaluation.probe_readers import STRENGTHS, calibrate_mean, linear, network
+from sonder.evaluation.probe_readers import LIGHT, STRENGTHS, Task, calibrate_mean, linear, network
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6))
@@ -39,22 +39,29 @@ def test_a_constant_answer_says_nothing() -> None:
         normalised("nmae", np.array(1.0))
 
 
-def test_the_linear_reader_is_ridge_at_the_strength_that_its_folds_choose() -> None:
+def test_the_linear_reader_is_ridge_at_the_strength_that_its_folds_choose_for_each_output() -> None:
     draw = np.random.default_rng(2)
     x, more = draw.normal(size=(300, 6)) * [1, 2, 3, 4, 5, 0], draw.normal(size=(50, 6))
-    y = x[:, :2] @ draw.normal(size=(2, 3)) + 5 * draw.normal(size=(300, 3))
+    y = x[:, :2] @ draw.normal(size=(2, 3)) + [1, 5, 500] * draw.normal(size=(300, 3))
     folds = np.arange(300) % 5
-    answers = linear(x, y, more, folds, "count", 0)
+    answers = linear(Task(x, y, more, folds, "count", num_plain=2))
     middle, spread = x.mean(axis=0), np.where(x.std(axis=0) > 0, x.std(axis=0), np.inf)
-    z, z_more = (x - middle) / spread, (more - middle) / spread
-    errors = []
-    for strength in STRENGTHS:
-        parts = [(Ridge(alpha=strength * (folds != f).sum()).fit(z[folds != f], y[folds != f]), folds == f)
-                 for f in range(5)]  # fmt: skip
-        errors.append(sum((((model.predict(z[held]) - y[held]) / y.std(axis=0)) ** 2).sum() for model, held in parts))
-    best = STRENGTHS[int(np.argmin(errors))]
-    np.testing.assert_allclose(answers.test_TK, Ridge(alpha=best * 300).fit(z, y).predict(z_more), atol=1e-8)
-    assert len(answers.calibration_C) == 300
+    widths = np.array([1, 1, 1, 1, LIGHT**-0.5, LIGHT**-0.5])
+    z, z_more = (x - middle) / spread * widths, (more - middle) / spread * widths
+    chosen = []
+    for place in range(3):
+        errors = []
+        for strength in STRENGTHS:
+            error = 0.0
+            for held in (folds == fold for fold in range(5)):
+                model = Ridge(alpha=strength * (~held).sum()).fit(z[~held], y[~held, place])
+                error += float(((model.predict(z[held]) - y[held, place]) ** 2).sum())
+            errors.append(error)
+        chosen.append(STRENGTHS[int(np.argmin(errors))])
+        expected = Ridge(alpha=chosen[-1] * 300).fit(z, y[:, place]).predict(z_more)
+        np.testing.assert_allclose(answers.test_TK[:, place], expected, atol=1e-8)
+    assert len(set(chosen)) > 1
+    assert answers.calibration_CK.shape == (300, 3)
 
 
 def test_the_network_learns_what_no_line_can_and_repeats_itself() -> None:
@@ -63,10 +70,11 @@ def test_the_network_learns_what_no_line_can_and_repeats_itself() -> None:
     y = (x[:, :1] * x[:, 1:] > 0).astype(float)
     more = draw.normal(size=(500, 2))
     came = (more[:, 0] * more[:, 1] > 0).astype(float)
-    first, again = (network(x, y, more, folds, "binary", 3) for _ in range(2))
+    task = Task(x, y, more, folds, "binary", seed=3)
+    first, again = (network(task) for _ in range(2))
     np.testing.assert_array_equal(first.test_TK, again.test_TK)
     assert roc_auc_score(came, first.test_TK[:, 0]) > 0.8
-    assert roc_auc_score(came, linear(x, y, more, folds, "binary", 3).test_TK[:, 0]) < 0.6
+    assert roc_auc_score(came, linear(task).test_TK[:, 0]) < 0.6
     np.testing.assert_array_equal(first.calibration_C, np.flatnonzero(folds == 0))
 
 
