@@ -75,5 +75,6 @@ def p_differ(differences: list[float], errors: list[float]) -> float | None:
         return None
     from statsmodels.stats.meta_analysis import combine_effects
 
-    combined = combine_effects(np.array(differences), np.array(errors) ** 2, method_re="chi2")
+    with np.errstate(invalid="ignore"):  # its random effects, which are not read, take the root of what may be negative
+        combined = combine_effects(np.array(differences), np.array(errors) ** 2, method_re="chi2")
     return float(combined.test_homogeneity().pvalue)

@@ -48,7 +48,7 @@ def by_day(users: pl.DataFrame, control: str, arm: str, question: Question, unti
     days = [(part.first.toordinal() + part.last.toordinal()) / 2 for part, _ in cohorts]
     differences = [part.interval.difference or 0.0 for part, _ in cohorts]
     errors = [error for _, error in cohorts]
-    trend, p_trend = _trend(days, differences, errors)
+    trend, p_trend = trend_of(days, differences, errors)
     contrast, p_contrast = _early_minus_late(differences, errors)
     return ByDay(
         arm=arm,
@@ -115,7 +115,7 @@ def _plus(total: Aggregates | None, part: Aggregates | None) -> Aggregates | Non
     return pooled([one for one in (total, part) if one is not None])
 
 
-def _trend(
+def trend_of(
     days: Sequence[float], differences: Sequence[float], errors: Sequence[float]
 ) -> tuple[float | None, float | None]:
     """Slope per day and its p; (None, None) of fewer than three cohorts."""

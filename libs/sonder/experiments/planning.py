@@ -5,8 +5,8 @@ planned size has a level a little below alpha (`sequential.last_level`), as the 
 but not for the error: about 5 % more users than if nobody looked. Stopping only by the always-valid interval would
 need more than twice as many to have the same power at one size.
 Guardrails are tested one-sided: that the metric is not worse by its margin, on the logarithm of the ratio of means.
-Limits: deviation is taken to be alike in all arms; newly exposed users a day are taken as constant, while a product's
-daily users soon repeat themselves.
+Limits: an effect is taken to be proportional (power); newly exposed users a day are taken as constant, while a
+product's daily users soon repeat themselves.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _metric_plan(
         # Shown on the logarithm of the ratio, a margin of 5 % down is a little further away than one of 5 % up.
         found = abs(math.log1p(margin if metric.wanted == "decrease" else -margin))
     has_past = columns.pre is not None
-    solver = Solver(experiment, data, is_guarded)
+    solver = Solver(experiment, metric, data, is_guarded)
     variance, adjusted = (solver.variance(one) for one in (columns.unadjusted, columns))
     return MetricPlan(
         metric=metric.name,
