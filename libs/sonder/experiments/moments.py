@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tea_tasting.aggr import Aggregates
 
 EVENT, PER, PRE, PRE_PER = ".event", ".per", ".pre", ".pre.per"
+MIN_ADJUSTED = 10  # users of an arm: CUPED learns a slope from them
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,18 @@ class Columns:
         return Columns(self.value, self.per)
 
     def usable(self, *arms: Aggregates) -> Columns:
-        """Without what came before exposure where nothing came: new users have no past to adjust by."""
-        has_past = self.pre is not None and all(
-            arm.var(self.pre) > 0 and (self.pre_per is None or arm.mean(self.pre_per) > 0) for arm in arms
-        )
-        return self if has_past else self.unadjusted
+        """Without what came before exposure where it explains nothing (new users have no past) or, among a few,
+        everything."""
+        return self if all(self._has_past(arm) for arm in arms) else self.unadjusted
+
+    def _has_past(self, arm: Aggregates) -> bool:
+        if self.pre is None or arm.count() < MIN_ADJUSTED:
+            return False
+        if self.pre_per is not None and arm.mean(self.pre_per) <= 0:
+            return False
+        own, past = arm.ratio_var(self.value, self.per), arm.ratio_var(self.pre, self.pre_per)
+        both = arm.ratio_cov(self.value, self.per, self.pre, self.pre_per)
+        return bool(past > 0 and own * past - both * both > 1e-9 * own * past)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -158,14 +158,14 @@ def _moments_of(metric: MetricSpec, baseline: pl.DataFrame) -> tuple[Aggregates,
     per = columns.per
     if (
         data is None
-        or data.count() < 2
+        or data.count() < sequential.MIN_USERS
         or data.mean(columns.value) <= 0
         or (per is not None and data.mean(per) <= 0)
         or data.ratio_var(columns.value, per) <= 0
     ):
         raise DataError(
-            f"Of {users.height} users in the baseline {metric.name} is known, and it is 0 or the same of all",
-            expected="users of a past period of whom some did what the metric counts",
+            f"In the baseline {metric.name} is known of {users.height} users, too few or all of them alike",
+            expected=f"{sequential.MIN_USERS} users of a past period, of whom some did what the metric counts",
             do="Take a longer period, or another metric.",
         )
     return data, columns.usable(data)

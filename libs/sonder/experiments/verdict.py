@@ -60,16 +60,10 @@ def decide(check: SampleRatioCheck, arms: Sequence[Evidence]) -> Verdict:
         "ship" if best else "continue" if "continue" in left else "no_effect" if "no_effect" in left else "no"
     )
     told = [verdict for verdict in verdicts if best is None or verdict.arm == best.primary.arm]
-    warned = tuple(
-        f"On {day.day} the arms' sizes do not fit their weights (p = {day.p_adjusted:.1e} among "
-        f"{len(check.by_day)} days); look at what changed that day."
-        for day in check.by_day
-        if day.p_adjusted is not None and day.p_adjusted < BROKEN_BELOW
-    )
     return Verdict(
         decision=decision,
         arm=best.primary.arm if best else None,
-        reasons=(*(reason for verdict in told for reason in verdict.reasons), *warned),
+        reasons=tuple(reason for verdict in told for reason in verdict.reasons),
         by_arm=verdicts,
     )
 
@@ -79,12 +73,13 @@ def _broken(check: SampleRatioCheck) -> tuple[str, ...]:
     if check.is_broken:
         sizes = ", ".join(f"{arm} {count:,} of {check.expected[arm]:,.0f}" for arm, count in check.counts.items())
         reasons.append(
-            f"The arms' sizes do not fit their weights (exposed of expected: {sizes}; p = {check.p_value:.1e}, below "
-            f"{BROKEN_BELOW}): somebody is missing from an arm for a reason, so no difference can be believed."
+            f"The arms' sizes do not fit their weights (exposed of expected: {sizes}; p = {check.p_value or 1:.1e}): "
+            "somebody is missing from an arm for a reason, so no difference can be believed."
         )
-        days = [str(day.day) for day in check.by_day if day.p_adjusted is not None and day.p_adjusted < BROKEN_BELOW]
+        days = [day for day in check.by_day if day.p_adjusted is not None and day.p_adjusted < BROKEN_BELOW]
         if days:
-            reasons.append(f"It shows on {len(days)} of {len(check.by_day)} days, first on {days[0]}.")
+            sizes = ", ".join(f"{arm} {count:,}" for arm, count in days[0].counts.items())
+            reasons.append(f"It shows on {len(days)} of {len(check.by_day)} days, first on {days[0].day} ({sizes}).")
     if check.too_many_in_several:
         reasons.append(
             f"{check.num_in_several:,} users ({check.share_in_several:.1%}) were seen in several arms, more than "
