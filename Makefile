@@ -77,6 +77,9 @@ bench-scores: setup $(CDNOW) $(LIFETIMES) ## scores beside logistic regression o
 bench-serving: setup $(SERVED) ## reads and fresh profiles beside an empty Serve application and one plain process; ends in one JSON line
 	$(BIN)/python -m benchmarks.serving $(SERVED)
 
+bench-experiment-intervals: setup ## how often an experiment's intervals, size and verdict are wrong, 2,000 runs each; ends in one JSON line
+	$(BIN)/python -W error -m benchmarks.experiment_intervals
+
 bench-freshness: setup $(SERVED) ## from an event to the changed profile, 500 events and 500 reads a second; ends in one JSON line
 	$(BIN)/python -m benchmarks.freshness $(SERVED)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.integrate import quad
 from tea_tasting.aggr import Aggregates
 
 from sonder.experiments.moments import Columns
@@ -95,10 +96,11 @@ def true_difference(world: World, up: float) -> tuple[float, float]:
     if world.kind == "time_to_event":
         means = [(1 - np.exp(-_WINDOW * rate)) / rate for rate in (1 / 6, up / 6)]
         return means[1] - means[0], means[1] / means[0] - 1
-    users = world.draw(np.random.default_rng(99), (4_000_000,), 1.0)
-    mean = users["m"].mean() / (users[world.columns.per].mean() if world.columns.per else 1.0)
-    known = {value: np.exp(0.5), conversion: 0.05, retention: 0.3, count_with_past: 4.0}.get(world.draw, mean)
-    return float(known) * (up - 1), up - 1
+    if world.kind == "ratio":
+        clicks, _ = quad(lambda h: h * np.exp(-h) * (5 * h + 1) * 0.2 / (1 + 0.2 * h), 0, np.inf)
+        return clicks / 11 * (up - 1), up - 1
+    mean = {value: np.exp(0.5), conversion: 0.05, retention: 0.3, count_with_past: 4.0}[world.draw]
+    return float(mean * (up - 1)), up - 1
 
 
 def capped(parts: list[Array], quantile: float) -> list[Array]:
