@@ -5,6 +5,7 @@
 
 Every world (benchmarks.experiment_draws) is simulated `--runs` times:
     fixed        one look, 1,000 users an arm: `effects.estimate` misses no effect, and a true one of 10 %
+    many         the same without an effect, five times as often, on arrays
     always       30 looks until the planned size, and 30 more: the always-valid interval misses the truth at any of them
     looking      the fixed interval at the same looks, as people do who look without it
     plan         at the size that `planning.plan` gives: how often the effect is found
@@ -89,6 +90,21 @@ def fixed(runs: int, num_users: int = 1_000) -> Iterator[Rate]:
             what = "no effect" if up == 1 else "effect of 10 %"
             yield Rate(f"fixed, {what}: missed", name, int(missed[0]), runs, ALPHA)
             yield Rate(f"fixed, {what}: missed relative", name, int(missed[1]), runs, ALPHA)
+
+
+def many(runs: int, num_users: int = 1_000) -> Iterator[Rate]:
+    """Five times as many runs without an effect, on arrays: tea-tasting's numbers without its objects."""
+    for number, (name, world) in enumerate(WORLDS.items()):
+        missed, total = 0, 5 * runs
+        for start in range(0, total, BATCH):
+            rng = np.random.default_rng([10, number, start])
+            shape = (min(BATCH, total - start), num_users)
+            arms = [world.draw(rng, shape, 1.0) for _ in range(2)]
+            if world.cap is not None:
+                arms = [{"m": part} for part in draws.capped([arm["m"] for arm in arms], world.cap)]
+            difference, error, users = draws.errors_of(*map(world.aggregates, arms), world.columns)
+            missed += int((np.abs(difference) > t.isf(ALPHA / 2, users - 2) * error).sum())
+        yield Rate("fixed, no effect, arrays: missed", name, missed, total, ALPHA)
 
 
 def _batches(
@@ -277,7 +293,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2_000)
     runs = parser.parse_args().runs
     rates, seconds = [], {}
-    for part in (fixed, always_valid, verdicts, three_arms, guardrails, checks):
+    for part in (fixed, many, always_valid, verdicts, three_arms, guardrails, checks):
         start = time.perf_counter()
         for rate in part(runs):
             print(rate.told(), flush=True)

@@ -3,11 +3,13 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 
 from sonder.core.errors import ConfigurationError, DataError
 from sonder.experiments.analysis import analyse
+from sonder.experiments.metrics import user_numbers
 from sonder.experiments.planning import Plan, plan
 from sonder.experiments.results import Analysis
 from sonder.experiments.specification import Experiment
@@ -298,3 +300,34 @@ def test_importing_the_analysis_loads_no_statistics() -> None:
         "print(*(name for name in ('ibis', 'tea_tasting', 'statsmodels', 'scipy.stats') if name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == ""
+
+
+def test_the_frame_that_metrics_make_is_the_one_that_is_read() -> None:
+    rng, size = np.random.default_rng(4), 400
+    users = pl.DataFrame(
+        {
+            "user_id": [f"u{number}" for number in range(size)],
+            "arm": ["old" if number % 2 else "new" for number in range(size)],
+            "exposed_at": [START + timedelta(hours=number) for number in range(size)],
+            "lifecycle": ["core"] * size,
+            "segment": ["none"] * size,
+        }
+    )
+    num_events = 20_000
+    events = pl.DataFrame(
+        {
+            "user_id": [f"u{number}" for number in rng.integers(0, size, num_events)],
+            "action": rng.choice(["open", "buy", "click", "view"], num_events),
+            "timestamp": [START + timedelta(hours=float(hour)) for hour in rng.uniform(-100, size, num_events)],
+            "surface": pl.Series([None] * num_events, dtype=pl.String),
+            "value": rng.random(num_events),
+        }
+    )
+    what = experiment(OPENS, BOUGHT, CLICKS, BACK, FIRST)
+    until = START + timedelta(days=14)
+    frame = user_numbers(what, users, events, until=until)
+    found = analyse(what, frame, exposures_by_arm=counts(frame), num_in_several=0, until=until)
+    for effect in found.effects:
+        assert effect.estimate is not None
+        assert (effect.unadjusted is None) == (effect.metric == "first")
+        assert effect.num_immature_control > 0

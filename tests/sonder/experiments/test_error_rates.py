@@ -21,6 +21,7 @@ from tests.user_frames import START
 Part = Callable[[int], Iterator[Rate]]
 PARTS: list[Part] = [
     benchmark.fixed,
+    benchmark.many,
     benchmark.always_valid,
     benchmark.verdicts,
     benchmark.three_arms,
