@@ -25,7 +25,9 @@ def forget_user(
     from pipelines.forget import forget
 
     told = forget(load(config, overrides or ()), user_id)
-    typer.echo(f"Erased: {told.events_removed:,} online events, records in {', '.join(told.stores) or 'no store'}.")
+    exposures = f"{told.exposures_removed:,} rows of experiments, " if told.exposures_removed else ""
+    stores = ", ".join(told.stores) or "no store"
+    typer.echo(f"Erased: {told.events_removed:,} online events, {exposures}records in {stores}.")
     typer.echo("No later build reads what the user did before this moment.")
     if not told.remaining:
         typer.echo("Searched every table of the workspace: no row of the user is left.")

@@ -1,7 +1,7 @@
 """`sonder forget`: erase a user without a running gateway, and show by search where the user still is.
 
-The same as DELETE /v1/users/{id}: a tombstone, then out of the online log, of what nodes have shipped of theirs, and of
-every store on this machine. Gateways
+The same as DELETE /v1/users/{id}: a tombstone, then out of the online log, of what nodes have shipped of theirs, of the
+tables of experiments, and of every store on this machine. Gateways
 that run meanwhile see it at once. The search reads the user column of every table of the workspace: what it finds are
 releases and snapshots that exist already, which the next build leaves behind and `sonder release` may remove.
 """
@@ -19,15 +19,16 @@ from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.events.contract import Col
 from sonder.events.erasure import record_erasure
+from sonder.experiments.exposure_files import erase_rows
 from sonder.profiles.lmdb_store import LmdbStore
 from sonder.profiles.log_shipping import erase_shipped
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.redis_log import RedisLog
 from sonder.profiles.redis_store import RedisStore
-from sonder.releases.canary import Canary
+from sonder.releases.canary import served_beside
 from sonder.releases.registry import Registry
 
-SEARCHED = ("history", "releases", "backfills", "audiences", "uplift", "quarantine", "log", ".staging")
+SEARCHED = ("history", "releases", "backfills", "audiences", "uplift", "experiments", "quarantine", "log", ".staging")
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Forgotten:
     """What was removed, and where rows of the user still are."""
 
     events_removed: int = 0
+    exposures_removed: int = 0  # rows of experiments
     stores: list[str] = field(default_factory=list)  # that had a record
     remaining: dict[str, int] = field(default_factory=dict)  # folder -> rows
 
@@ -49,6 +51,7 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
         log.close()
     if workspace.is_shared:
         told.events_removed = max(told.events_removed, erase_shipped(workspace.shipped_log, user_id))
+    told.exposures_removed = erase_rows(workspace.experiments, user_id)
     for release in _loaded_releases(workspace):
         with LmdbStore.open(workspace.store / release, release=release, writable=True) as store:
             if store.delete(user_id):
@@ -59,7 +62,7 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
         told.events_removed += networked_log.erase(user_id)
         networked_log.close()
     if config.serving.store is not None and current is not None:
-        for release in (current.release, *Canary.read(workspace).beside(current.release)):
+        for release in (current.release, *served_beside(workspace, current.release)):
             with RedisStore.open(config.serving.store, release=release) as networked:
                 if networked.delete(user_id):
                     told.stores.append(f"{config.serving.store} {release}")

@@ -35,7 +35,7 @@ from sonder.profiles.log_shipping import LogShipper
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.store import ProfileStore
 from sonder.releases.artefacts import Release, served_release
-from sonder.releases.canary import Canary
+from sonder.releases.canary import served_beside
 
 BUDGET_S = 5.0  # of a micro-batch of refreshes: nobody waits for it
 
@@ -85,6 +85,7 @@ class Gateway:
     async def __del__(self) -> None:
         """Serve awaits this when the replica is stopped, after the HTTP requests under way."""
         await self._rpc.stop()
+        await self._serving.close()
         if self._doors is not None:
             self._doors.close()
         if self._shipper is not None:
@@ -144,7 +145,7 @@ class Refresh:
             opened=self._open,
             activate=self._activate,
             retire=self._retire,
-            wants_beside=lambda served: () if release else Canary.read(self._workspace).beside(served),
+            wants_beside=lambda served: () if release else served_beside(self._workspace, served),
         )
         self._following: asyncio.Task[None] | None = None
 

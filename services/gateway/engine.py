@@ -47,6 +47,7 @@ PARTS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affi
 FIELDS = (*PARTS, "audiences")  # these are kept apart from the profile: they change between releases
 MAX_ANSWERS = 100
 NO_WISH = Wish()
+NOTHING: frozenset[str] = frozenset()
 LOOKALIKE_BUDGET_S = 30.0  # an audience is fitted while its caller waits
 
 
@@ -155,6 +156,19 @@ class Engine:
         """Tell the metrics that this is the served release."""
         num_profiles = self._store.metadata().num_profiles
         metrics.set_release(self._release.id, sonder.__version__, num_profiles=num_profiles)
+
+    def rule(self, text: str) -> Callable[[str], bool]:
+        """Whether an audience rule holds for a user by the stored profile; not for one whom the release does not know.
+
+        Reads files when it is made: in a thread. InvalidRule where the release does not have what it names.
+        """
+        holds = self._memberships.rule(text)
+
+        def of_user(user_id: str) -> bool:
+            stored = self._store.get(user_id)
+            return stored is not None and holds(user_id, stored.body, stored.timeline)
+
+        return of_user
 
     def store_bytes(self) -> int | None:
         """Size of the store on this node; None where it lies elsewhere."""
@@ -291,12 +305,20 @@ class Engine:
         return self._answer(computed, fields, fresh.degraded, audiences=audiences)
 
     async def recommendations(
-        self, user_id: str, *, k: int, seen: bool, with_interests: bool = False, wish: Wish = NO_WISH
+        self,
+        user_id: str,
+        *,
+        k: int,
+        seen: bool,
+        with_interests: bool = False,
+        wish: Wish = NO_WISH,
+        explicit: frozenset[str] = NOTHING,
     ) -> bytes:
         """Nearest items, without those of the history unless `seen`; popular ones for a cold user, and marked so.
 
         `with_interests`: the user's interests and its vector share the k places in turns. What is filtered by `wish`
-        is no popular item either; diversity is not asked of those.
+        is no popular item either; diversity is not asked of those. `explicit`: which of `from` and `diversity` the
+        caller itself asked for; an experiment leaves those alone (services.gateway.experimenting).
         """
         stored = self._recent.current(user_id).profile  # what was just acted on is not suggested next
         degraded: tuple[dict[str, Any], ...] = ()

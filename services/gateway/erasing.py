@@ -1,4 +1,4 @@
-"""Erasure of a user: out of the log, out of the store, out of every answer, and out of the next build.
+"""Erasure of a user: out of log, store and exposures, out of every answer, and out of the next build.
 
 The tombstone is written first, so a process that dies in between leaves an erasure that can be repeated and not a user
 half erased in silence. A refresh that read the user before may still write it back once; it is waited for, and the
@@ -19,6 +19,7 @@ import pyarrow as pa
 from sonder.core.storage import Folder
 from sonder.core.watching import Watched
 from sonder.events.erasure import CHANGED, is_erased, read_erasures, record_erasure
+from sonder.experiments.exposure_files import erase_rows
 from sonder.profiles.event_log import EventLog
 from sonder.profiles.log_shipping import erase_shipped
 from sonder.profiles.store import ProfileStore
@@ -30,9 +31,9 @@ REFRESH_WAIT_S = 10.0  # longer than a refresh under way takes
 class Erasures:
     """The tombstones of a workspace, as other gateways and commands write them too."""
 
-    def __init__(self, folder: Folder, shipped: Folder | None = None) -> None:
-        """`shipped`: where nodes ship their logs to, which an erasure reaches too."""
-        self._folder, self._shipped = folder, shipped
+    def __init__(self, folder: Folder, shipped: Folder | None = None, experiments: Folder | None = None) -> None:
+        """`shipped`: where nodes ship their logs to; `experiments`: who was exposed to what; both are reached too."""
+        self._folder, self._shipped, self._experiments = folder, shipped, experiments
         self._erased = Watched(folder / CHANGED, lambda: read_erasures(folder), every_s=LOOK_EVERY_S)
 
     def add(self, user_id: str, *, at_us: int) -> None:
@@ -42,6 +43,10 @@ class Erasures:
     def take_out(self, user_id: str) -> int:
         """Events of the user out of what nodes have shipped -> how many."""
         return 0 if self._shipped is None else erase_shipped(self._shipped, user_id)
+
+    def take_out_exposures(self, user_id: str) -> int:
+        """Rows of the user out of the tables of experiments -> how many."""
+        return 0 if self._experiments is None else erase_rows(self._experiments, user_id)
 
     def hold(self, user_ids: Sequence[str]) -> list[bool]:
         """Which of the users were erased at any time; a list of a few seconds ago is asked."""
@@ -61,6 +66,7 @@ class Receipt:
 
     profile_removed: bool
     events_removed: int  # of the node's log, or of what was shipped where that were more
+    exposures_removed: int  # rows of experiments: who was exposed to what, and shown what
     refresh_awaited: bool  # nothing that was under way can write the user back
 
 
@@ -72,10 +78,11 @@ async def erase(
     accepted = await asyncio.to_thread(log.last)
     events = await asyncio.to_thread(log.erase, user_id)
     shipped = await asyncio.to_thread(erasures.take_out, user_id)
+    exposures = await asyncio.to_thread(erasures.take_out_exposures, user_id)
     found = await asyncio.to_thread(_delete, user_id, stores)
     awaited = all(await asyncio.gather(*(_reached(store, accepted) for store in stores)))
     found = await asyncio.to_thread(_delete, user_id, stores) or found
-    return Receipt(found, max(events, shipped), awaited)
+    return Receipt(found, max(events, shipped), exposures, awaited)
 
 
 def _delete(user_id: str, stores: Sequence[ProfileStore]) -> bool:
@@ -100,6 +107,7 @@ def told(receipt: Receipt, *, release: str, erased_at: str) -> dict[str, Any]:
         "release": release,
         "profile_removed": receipt.profile_removed,
         "events_removed": receipt.events_removed,
+        "exposures_removed": receipt.exposures_removed,
         "refresh_awaited": receipt.refresh_awaited,
         "remaining": "releases, snapshots and backups that exist already, until they are removed; no later build reads "
         "what the user did before this moment",

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.schemas import MAX_ID_BYTES
+from services.gateway.told import EXPERIMENT_HEADER, arms_of
 from sonder.core.errors import SonderError
 
 PREFIX = "/v1/users/"
@@ -32,6 +33,8 @@ class StoredReads:
             return
         scope["route"] = self._route  # observation names requests by it
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+        if (arms := arms_of(content)) is not None:
+            headers.append((EXPERIMENT_HEADER.encode(), arms.encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 

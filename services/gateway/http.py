@@ -21,13 +21,16 @@ import sonder
 from services.gateway import observing, problems, schemas, tables
 from services.gateway.doors import Doors, HttpDoors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
+from services.gateway.experiment_routes import experiments
 from services.gateway.hot import RELEASE_HEADER, StoredReads
 from services.gateway.schemas import PathItemId, PathUserId
 from services.gateway.split import SplitEngine
 from services.gateway.stages import Wish
+from services.gateway.told import EXPERIMENT_HEADER, arms_of
 from sonder.core.errors import NotReady
 
 _JSON = "application/json"
+WISHES = frozenset({"from", "diversity"})  # what an experiment may decide where the caller does not
 
 
 def _check_fields(fields: str | None) -> str | None:
@@ -106,6 +109,18 @@ _BATCH: dict[int | str, dict[str, Any]] = {
     **_TOO_LARGE,
 }
 
+_ARMS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            EXPERIMENT_HEADER: {
+                "description": "the arms that this answer is of, `name=arm`, several with `, ` between; absent where "
+                "no experiment could have changed it",
+                "schema": {"type": "string"},
+            }
+        }
+    }
+}
+
 events = APIRouter(prefix="/v1", tags=["events"], responses={**_INVALID, **_NOT_WRITTEN})
 _READ: dict[int | str, dict[str, Any]] = {**_INVALID, **_NOT_SERVED, **_UNREADY}
 users = APIRouter(prefix="/v1", tags=["users"], responses=_READ, dependencies=NAMED)
@@ -137,6 +152,7 @@ def create_app(engine: Engine | None, *, doors: Doors | None = None) -> FastAPI:
     app.include_router(erasures)
     app.include_router(items)
     app.include_router(audiences)
+    app.include_router(experiments)
     app.include_router(operations)
     app.include_router(observing.observation)
     app.add_middleware(StoredReads, route=_route_of(read_profile))
@@ -178,7 +194,8 @@ def _engine(request: Request) -> Engine | SplitEngine:
 
 
 def _json(content: bytes) -> Response:
-    return Response(content, media_type=_JSON)
+    arms = arms_of(content)
+    return Response(content, media_type=_JSON, headers=None if arms is None else {EXPERIMENT_HEADER: arms})
 
 
 def accepts(header: str, media_type: str) -> bool:
@@ -204,7 +221,7 @@ async def accept_events(request: Request, asked: schemas.EventsRequest) -> Respo
     return Response(await _engine(request).accept(asked.events), 202, media_type=_JSON)
 
 
-@users.get("/users/{user_id}", response_model=schemas.Profile)
+@users.get("/users/{user_id}", response_model=schemas.Profile, responses=_ARMS)
 async def read_profile(request: Request, user_id: PathUserId, fields: Fields = None, fresh: bool = False) -> Response:
     """The stored profile at once, or with `fresh` one computed now. An unknown user gets the declared cold profile."""
     engine = _engine(request)
@@ -230,44 +247,44 @@ async def erase_user(request: Request, user_id: PathUserId) -> Response:
     return _json(await (_engine(request) if serving is None else serving).erase(user_id))
 
 
-@users.get("/users/{user_id}/embedding", response_model=schemas.EmbeddingAnswer)
+@users.get("/users/{user_id}/embedding", response_model=schemas.EmbeddingAnswer, responses=_ARMS)
 async def read_embedding(request: Request, user_id: PathUserId) -> Response:
     """The user's vector; null for a cold user."""
     return _json(_engine(request).profile(user_id, ["embedding"]))
 
 
-@users.get("/users/{user_id}/interests", response_model=schemas.InterestsAnswer)
+@users.get("/users/{user_id}/interests", response_model=schemas.InterestsAnswer, responses=_ARMS)
 async def read_interests(request: Request, user_id: PathUserId) -> Response:
     """What the user is interested in, strongest first."""
     return _json(_engine(request).profile(user_id, ["interests"]))
 
 
-@users.get("/users/{user_id}/affinities", response_model=schemas.AffinitiesAnswer)
+@users.get("/users/{user_id}/affinities", response_model=schemas.AffinitiesAnswer, responses=_ARMS)
 async def read_affinities(request: Request, user_id: PathUserId) -> Response:
     """How much the user leans towards each category, calibrated and against the population; dislikes are negative."""
     return _json(_engine(request).profile(user_id, ["affinities"]))
 
 
-@users.get("/users/{user_id}/segments", response_model=schemas.SegmentsAnswer)
+@users.get("/users/{user_id}/segments", response_model=schemas.SegmentsAnswer, responses=_ARMS)
 async def read_segments(request: Request, user_id: PathUserId, fresh: bool = False) -> Response:
     """Lifecycle, behaviour cluster and the saved audiences that the user is in; with `fresh` all of it computed now."""
     engine, parts = _engine(request), ["segments", "audiences"]
     return _json(await engine.fresh_profile(user_id, parts) if fresh else engine.profile(user_id, parts))
 
 
-@users.get("/users/{user_id}/scores", response_model=schemas.ScoresAnswer)
+@users.get("/users/{user_id}/scores", response_model=schemas.ScoresAnswer, responses=_ARMS)
 async def read_scores(request: Request, user_id: PathUserId) -> Response:
     """Calibrated probabilities of what the user will do next, with their drivers."""
     return _json(_engine(request).profile(user_id, ["scores"]))
 
 
-@users.get("/users/{user_id}/explanation", response_model=schemas.ExplanationAnswer)
+@users.get("/users/{user_id}/explanation", response_model=schemas.ExplanationAnswer, responses=_ARMS)
 async def read_explanation(request: Request, user_id: PathUserId) -> Response:
     """Why the profile says what it says."""
     return _json(await _engine(request).explanation(user_id))
 
 
-@users.get("/users/{user_id}/recommendations", response_model=schemas.RecommendationsAnswer)
+@users.get("/users/{user_id}/recommendations", response_model=schemas.RecommendationsAnswer, responses=_ARMS)
 async def read_recommendations(
     request: Request,
     user_id: PathUserId,
@@ -280,11 +297,15 @@ async def read_recommendations(
 ) -> Response:
     """Items nearest to the user; those of the history only with `seen`. Popular items, marked so, for a cold user."""
     wish = Wish(category, max_age_days, diversity)
-    engine = _engine(request)
-    return _json(await engine.recommendations(user_id, k=k, seen=seen, with_interests=by == "interests", wish=wish))
+    explicit = WISHES & request.query_params.keys()
+    return _json(
+        await _engine(request).recommendations(
+            user_id, k=k, seen=seen, with_interests=by == "interests", wish=wish, explicit=explicit
+        )
+    )
 
 
-@users.get("/users/{user_id}/similar", response_model=schemas.SimilarAnswer)
+@users.get("/users/{user_id}/similar", response_model=schemas.SimilarAnswer, responses=_ARMS)
 async def read_similar(request: Request, user_id: PathUserId, k: Count = 10) -> Response:
     """Users nearest to the user."""
     return _json(await _engine(request).similar(user_id, k=k))

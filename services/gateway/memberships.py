@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,12 +20,14 @@ import orjson
 
 from sonder.core.errors import SonderError
 from sonder.history.vocabulary import Vocabulary
-from sonder.profiles.audience_fields import schema_of
+from sonder.profiles.audience_fields import reads_history, schema_of
+from sonder.profiles.audience_values import field_values
 from sonder.profiles.membership_store import MembershipStore, ensure_memberships
 from sonder.profiles.memberships import Membership, SavedRules
 from sonder.profiles.packing import unpack_timelines
 from sonder.releases.artefacts import Release
 from sonder.segments.audience_index import AudienceIndex
+from sonder.segments.rules.rule import Rule
 from sonder.segments.rules.schema import RuleSchema
 
 logger = logging.getLogger("sonder")
@@ -94,6 +96,21 @@ class AudienceMemberships:
             for name, problem in rules.problems.items()
         )
         return Audiences(found, problems)
+
+    def rule(self, text: str) -> Callable[[str, bytes, bytes], bool]:
+        """Whether a rule holds for a user by its profile and timeline; what is unknown does not.
+
+        Reads files when it is made: in a thread. InvalidRule where the release does not have what it names.
+        """
+        schema, actions = self._names
+        rule = Rule.parse(text, schema)
+        needs_history = reads_history(rule.fields)
+
+        def holds(user_id: str, body: bytes, timeline: bytes) -> bool:
+            history = unpack_timelines([user_id], [timeline]) if needs_history else None
+            return rule.holds(field_values(rule.fields, orjson.loads(body), history, actions)) is True
+
+        return holds
 
     def look(self) -> None:
         """Open what the index names now, if it is not open already."""

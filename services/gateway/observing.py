@@ -145,7 +145,8 @@ def _describe(span: Span, scope: Scope, status: int) -> None:
     span.update_name(f"{method} {route}")
     engine = getattr(scope["app"].state, "engine", None)
     span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
-    if engine is not None and getattr(engine, "split", None) is None:  # else only the answer knows
+    is_one = getattr(engine, "split", None) is None and not getattr(engine, "lives", ())
+    if engine is not None and is_one:  # else only the answer knows
         span.set_attribute("sonder.release", engine.release_id)
 
 

@@ -46,7 +46,11 @@ def open_engine(
         AudienceMemberships(release),
         open_packer(release, store),
         log or open_event_log(release.workspace, store_url),
-        Erasures(release.workspace.erasures, release.workspace.shipped_log if release.workspace.is_shared else None),
+        Erasures(
+            release.workspace.erasures,
+            release.workspace.shipped_log if release.workspace.is_shared else None,
+            release.workspace.experiments,
+        ),
     )
 
 

@@ -70,6 +70,7 @@ class ErasureAnswer(BaseModel):
     release: str
     profile_removed: bool = Field(description="whether the store had a profile of the user")
     events_removed: int = Field(description="of the online log")
+    exposures_removed: int = Field(description="rows of experiments: who was exposed to what, and shown what")
     refresh_awaited: bool = Field(description="false: a refresh was late; erase again to be sure")
     remaining: str = Field(description="which copies there may still be, and until when")
 
@@ -349,6 +350,43 @@ class ReleaseAnswer(BaseModel):
     config_digest: str
     num_profiles: int
     metrics: dict[str, float | int | str | None]
+
+
+class ExperimentArm(BaseModel):
+    name: str
+    weight: float = Field(description="share of the experiment's users, relative to the other arms")
+
+
+class RunningExperiment(BaseModel):
+    """All that it takes to assign a user without asking; docs/experimentation.md says how."""
+
+    name: str
+    version: int
+    method: Literal["split", "interleave"]
+    hypothesis: str
+    arms: list[ExperimentArm] = Field(description="control first; of an interleaved one the one list of both")
+    share: float = Field(description="of all users, now")
+    layer: str | None = Field(description="experiments of one layer never share a user")
+    salt: str
+    layer_salt: str
+    lower: float = Field(description="users whose draw in the layer is in [lower, lower + share) take part")
+    eligibility: str | None = Field(description="the audience rule for those who take part; null: everybody")
+    started_at: datetime
+    ends_at: datetime
+
+
+class ExperimentsAnswer(BaseModel):
+    experiments: list[RunningExperiment]
+
+
+class AssignmentAnswer(BaseModel):
+    experiment: str
+    version: int
+    user_id: str
+    arm: str | None
+    reason: Literal["assigned", "not in share", "not eligible", "not served here yet"]
+    share: float = Field(description="of all users, now")
+    exposure: Literal[False] = Field(description="asking exposes nobody")
 
 
 class Health(BaseModel):

@@ -1,10 +1,12 @@
-"""What a gateway serves at this moment: the current release, what is beside it, and the canary between two of them.
+"""What a gateway serves at this moment: the current release, what is beside it, the canary between two of them, and the
+experiments that run.
 
-`assign` is called with what answers from then on: the Engine of the current release, or, with anything beside it, a
-SplitEngine. Two loops change that: the follower opens and closes releases, and the trial's looks at CANARY once a
-second. While a trial runs, each gateway writes what it counted every WRITE_EVERY_S, reads what all have written, and
-judges it by the same rule (sonder.releases.canary_verdict); whoever sees a limit broken first ends the trial in
-CANARY, and every gateway goes back at its next look. A trial that has ended is never started again by itself.
+`assign` is called with what answers from then on: the Engine of the current release, with anything beside it a
+SplitEngine, with an experiment an ExperimentEngine. Two loops change that: the follower opens and closes releases, and
+the other looks at CANARY and at experiments/RUNNING once a second; a third one writes exposures.
+While a trial runs, each gateway writes what it counted every WRITE_EVERY_S, reads what all have written, and judges it
+by the same rule (sonder.releases.canary_verdict); whoever sees a limit broken first ends the trial in CANARY, and every
+gateway goes back at its next look. A trial that has ended is never started again by itself.
 Limits: what cannot be read or written is told in the log and leaves everything as it is, the trial too.
 """
 
@@ -20,7 +22,10 @@ from typing import Any
 
 from services.gateway.arms import Recorder
 from services.gateway.engine import Engine, now_us
+from services.gateway.experimenting import ExperimentEngine
+from services.gateway.exposing import ExposureLog
 from services.gateway.following import GRACE_S, ReleaseFollower
+from services.gateway.running import Live, RunningExperiments
 from services.gateway.split import Split, SplitEngine
 from sonder.core import metrics
 from sonder.core.errors import NotReady
@@ -28,7 +33,7 @@ from sonder.core.workspace import Workspace
 from sonder.events.erasure import read_erasures
 from sonder.profiles.loading import drop_erased
 from sonder.releases.artefacts import Release, served_release
-from sonder.releases.canary import Canaries, Canary, State, Trial
+from sonder.releases.canary import Canaries, Canary, State, Trial, served_beside
 from sonder.releases.canary_counts import Counts, read_counts, write_counts
 from sonder.releases.canary_verdict import Comparison, broken, compare
 
@@ -50,12 +55,17 @@ class Serving:
         assign: Callable[[Engine | SplitEngine], None],
         grace_s: float = GRACE_S,
         recorder: Callable[[], Recorder] = Recorder,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`release`: this one for good, with nothing beside it; None: the served one and what CANARY says."""
+        """`release`: this one for good, with nothing beside it and no experiment; None: the served one and what CANARY
+        and RUNNING say.
+        """
         self._workspace, self._pinned = workspace, release
         self._assign, self._recorder = assign, recorder
         self._canaries = Canaries(workspace)
         self._gateway = uuid.uuid4().hex[:12]
+        self.experiments = RunningExperiments(workspace, now=now)
+        self.exposures = ExposureLog(workspace, self._gateway)
         self._uncleaned: list[tuple[Engine, int]] = []  # whose stores may hold who was erased since a moment
         first = release or served_release(workspace)
         self.follower = ReleaseFollower(
@@ -65,19 +75,29 @@ class Serving:
             opened=opened,
             activate=self._activate,
             retire=self._retire,
-            wants_beside=lambda served: () if release else Canary.read(workspace).beside(served),
+            wants_beside=lambda served: () if release else served_beside(workspace, served),
             changed=self._publish,
             grace_s=grace_s,
         )
         self._trial: Trial | None = None
         self._split: Split | None = None
+        self._lives: list[Live] = []
         self._wrote_s = 0.0
 
     async def run(self) -> None:
-        await asyncio.gather(self.follower.run(), self._watch())
+        await asyncio.gather(self.follower.run(), self._watch(), self.exposures.run())
+
+    async def close(self) -> None:
+        """When the last request was answered: what is known of exposures is written."""
+        await self.exposures.close()
 
     async def erase(self, user_id: str) -> bytes:
-        """Out of every store that is open, also of those that close soon: a switch back takes them again."""
+        """Out of every store that is open, also of those that close soon: a switch back takes them again.
+
+        Exposures that wait here are written first, so that they are erased and counted where all the others lie.
+        """
+        await asyncio.to_thread(self.exposures.flush)
+        self.exposures.forget(user_id)
         engines = self.follower.open_parts()
         return await engines[0].erase(user_id, beside=engines[1:])
 
@@ -100,9 +120,15 @@ class Serving:
 
     async def _publish(self) -> None:
         """Answer from what is there now."""
+        while not self.experiments.is_prepared(self.follower.part):  # else they would miss answers until the next look
+            await asyncio.to_thread(self.experiments.prepare, self.follower.part)
         served, beside, before = self.follower.part, self.follower.beside, self._split
         self._split = self._split_of(self._trial)
-        self._assign(SplitEngine(served, beside, self._split) if beside else served)
+        self._lives = self.experiments.lives(served, beside)
+        if self._lives:
+            self._assign(ExperimentEngine(served, beside, self._split, self._lives, self.exposures))
+        else:
+            self._assign(SplitEngine(served, beside, self._split) if beside else served)
         served.announce()
         metrics.CANARY_SHARE.set(0.0 if self._split is None else self._split.share)
         if before is not None and before is not self._split and before.shadow is not None:
@@ -147,7 +173,19 @@ class Serving:
                     await self.look()
             except Exception as error:  # everything stays as it is
                 logger.error("canary: %s: %s", type(error).__name__, error)
+            try:
+                if self._pinned is None:
+                    await self.look_at_experiments()
+            except Exception as error:
+                logger.error("experiments: %s: %s", type(error).__name__, error)
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look_at_experiments(self) -> None:
+        """Once: what RUNNING says, and what follows from it."""
+        await asyncio.to_thread(self.experiments.look, self.follower.part)
+        if self.experiments.lives(self.follower.part, self.follower.beside) != self._lives:
+            await self._publish()
+        await asyncio.to_thread(self.experiments.end_what_is_over, f"gateway {self._gateway}")
 
     async def look(self) -> None:
         """Once: what CANARY says, what was counted, and what follows from it."""

@@ -18,13 +18,14 @@ import orjson
 import pyarrow as pa
 
 from services.gateway.arms import BATCH, COMPUTED, STORED, Arm, Recorder
-from services.gateway.engine import NO_WISH, Engine
+from services.gateway.engine import NO_WISH, NOTHING, Engine
 from services.gateway.shadow import Shadow, is_own_fault
 from services.gateway.stages import Wish
 from sonder.core.errors import NotFound
 from sonder.releases.canary import Trial
 
 _now_s = time.perf_counter
+Part = tuple[Arm, Engine, list[int]]  # who counts, who answers, and which places of a batch
 
 
 class Split:
@@ -89,7 +90,14 @@ class SplitEngine:
         return await self._computed(user_id, lambda engine: engine.explanation(user_id))
 
     async def recommendations(
-        self, user_id: str, *, k: int, seen: bool, with_interests: bool = False, wish: Wish = NO_WISH
+        self,
+        user_id: str,
+        *,
+        k: int,
+        seen: bool,
+        with_interests: bool = False,
+        wish: Wish = NO_WISH,
+        explicit: frozenset[str] = NOTHING,
     ) -> bytes:
         return await self._computed(
             user_id,
@@ -102,8 +110,9 @@ class SplitEngine:
     def profiles(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> bytes:
         """In the order asked for; each profile says its release, `release` beside them is the served one."""
         parts = self._parts(user_ids)
-        if parts is None:
-            return self._served.profiles(user_ids, fields)
+        return self._served.profiles(user_ids, fields) if parts is None else self._joined(parts, user_ids, fields)
+
+    def _joined(self, parts: Sequence[Part], user_ids: Sequence[str], fields: Sequence[str] | None) -> bytes:
         found: list[bytes] = [b""] * len(user_ids)
         for arm, engine, places in parts:
             asked = [user_ids[place] for place in places]
@@ -116,6 +125,9 @@ class SplitEngine:
         parts = self._parts(user_ids)
         if parts is None:
             return self._served.profiles_stream(user_ids, fields)
+        return self._joined_stream(parts, user_ids, fields)
+
+    def _joined_stream(self, parts: Sequence[Part], user_ids: Sequence[str], fields: Sequence[str] | None) -> bytes:
         tables, order = [], []
         for arm, engine, places in parts:
             asked = [user_ids[place] for place in places]
@@ -202,7 +214,7 @@ class SplitEngine:
             split.shadow.offer(COMPUTED, user_id, content, ask)
         return content
 
-    def _parts(self, user_ids: Sequence[str]) -> list[tuple[Arm, Engine, list[int]]] | None:
+    def _parts(self, user_ids: Sequence[str]) -> list[Part] | None:
         """Which places of a batch each arm answers; None where the served release answers all, uncounted."""
         split = self.split
         if split is None or split.shadow is not None:

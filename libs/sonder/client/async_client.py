@@ -12,8 +12,17 @@ import httpx
 import pyarrow as pa
 
 from sonder.client import calls
+from sonder.client.assigning import Allocations
 from sonder.client.attempts import Attempts, key_headers, request_headers
-from sonder.client.calls import Accepted, Call, Profile, Recommendations, SimilarUsers
+from sonder.client.calls import (
+    Accepted,
+    Assignment,
+    Call,
+    Profile,
+    Recommendations,
+    RunningExperiment,
+    SimilarUsers,
+)
 
 T = TypeVar("T")
 
@@ -41,6 +50,7 @@ class AsyncClient:
         )
         self._timeout_s, self._deadline_s, self._max_at_once = timeout_s, deadline_s, max_at_once
         self._max_retries, self._pause = max_retries, pause
+        self._allocations = Allocations()
 
     async def profile(self, user_id: str, *, fields: Sequence[str] | None = None, fresh: bool = False) -> Profile:
         """The stored profile, or with `fresh` one computed now."""
@@ -61,13 +71,16 @@ class AsyncClient:
         *,
         k: int = 10,
         seen: bool = False,
-        interests: bool = False,
+        interests: bool | None = None,
         category: str | None = None,
         max_age_days: float | None = None,
-        diversity: float = 0.0,
+        diversity: float | None = None,
     ) -> Recommendations:
-        """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's."""
-        filters = {"category": category, "max_age_days": max_age_days, "diversity": diversity or None}
+        """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's.
+
+        What is None of `interests` and `diversity` is False and 0, or what an experiment makes it.
+        """
+        filters = {"category": category, "max_age_days": max_age_days, "diversity": diversity}
         return await self._send(calls.recommendations(user_id, k=k, seen=seen, interests=interests, filters=filters))
 
     async def similar_items(self, item_id: str, *, k: int = 10) -> dict[str, Any]:
@@ -104,6 +117,24 @@ class AsyncClient:
     async def release(self) -> dict[str, Any]:
         """The release that answers come from."""
         return await self._send(calls.release())
+
+    async def experiments(self) -> list[RunningExperiment]:
+        """The experiments that run."""
+        return (await self._send(calls.experiments()))["experiments"]
+
+    async def assignment(self, name: str, user_id: str) -> Assignment:
+        """Which arm a user is in, asked of the gateway; exposes nobody. NotFound where no such experiment runs."""
+        return await self._send(calls.assignment(name, user_id))
+
+    async def assign(self, name: str, user_id: str, *, is_eligible: bool | None = None) -> str | None:
+        """The same arm computed here; what runs is asked for once in ALLOCATIONS_FOR_S. None: takes no part.
+
+        `is_eligible`: of an experiment with an eligibility rule, which only the gateway evaluates; InvalidRequest
+        where it has one and this is not said.
+        """
+        if self._allocations.are_old:
+            self._allocations.replace(await self.experiments())
+        return self._allocations.assign(name, user_id, is_eligible=is_eligible)
 
     async def is_ready(self) -> bool:
         """Whether a release is loaded; asked once, without retries."""

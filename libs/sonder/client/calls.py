@@ -65,6 +65,40 @@ class SimilarUsers(Answer):
     similar: list[dict[str, Any]]
 
 
+class RunningExperiment(TypedDict):
+    """All that it takes to assign a user (sonder.client.assigning)."""
+
+    name: str
+    version: int
+    method: str
+    hypothesis: str
+    arms: list[dict[str, Any]]
+    share: float
+    layer: str | None
+    salt: str
+    layer_salt: str
+    lower: float
+    eligibility: str | None
+    started_at: str
+    ends_at: str
+
+
+class Experiments(TypedDict):
+    experiments: list[RunningExperiment]
+
+
+class Assignment(TypedDict):
+    """`arm` is None where the user takes no part; `reason` says why."""
+
+    experiment: str
+    version: int
+    user_id: str
+    arm: str | None
+    reason: str
+    share: float
+    exposure: bool
+
+
 class Accepted(TypedDict):
     """What became of events; `rejected` names the row among all that were sent, and why."""
 
@@ -119,9 +153,11 @@ def content_of(call: Call[T], content: bytes) -> T:
 
 
 def recommendations(
-    user_id: str, *, k: int, seen: bool, interests: bool, filters: Mapping[str, Any]
+    user_id: str, *, k: int, seen: bool, interests: bool | None, filters: Mapping[str, Any]
 ) -> Call[Recommendations]:
-    query = {"k": str(k), "seen": str(seen).lower(), "from": "interests" if interests else "vector"}
+    query = {"k": str(k), "seen": str(seen).lower()}
+    if interests is not None:  # a wish, which no experiment changes
+        query["from"] = "interests" if interests else "vector"
     query |= {name: str(value) for name, value in filters.items() if value is not None}
     return Call("GET", f"{_user(user_id)}/recommendations", query)
 
@@ -180,6 +216,14 @@ def erase(user_id: str) -> Call[dict[str, Any]]:
 
 def release() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/release")
+
+
+def experiments() -> Call[Experiments]:
+    return Call("GET", "/v1/experiments")
+
+
+def assignment(name: str, user_id: str) -> Call[Assignment]:
+    return Call("GET", f"/v1/experiments/{quote(name, safe='')}/assignment", {"user_id": user_id})
 
 
 def _user(user_id: str) -> str:

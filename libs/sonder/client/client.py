@@ -11,8 +11,17 @@ import httpx
 import pyarrow as pa
 
 from sonder.client import calls
+from sonder.client.assigning import Allocations
 from sonder.client.attempts import Attempts, key_headers, request_headers
-from sonder.client.calls import Accepted, Call, Profile, Recommendations, SimilarUsers
+from sonder.client.calls import (
+    Accepted,
+    Assignment,
+    Call,
+    Profile,
+    Recommendations,
+    RunningExperiment,
+    SimilarUsers,
+)
 
 T = TypeVar("T")
 
@@ -37,6 +46,7 @@ class Client:
         self._http = httpx.Client(base_url=url, timeout=timeout_s, transport=transport, headers=key_headers(api_key))
         self._timeout_s, self._deadline_s = timeout_s, deadline_s
         self._max_retries, self._pause = max_retries, pause
+        self._allocations = Allocations()
 
     def profile(self, user_id: str, *, fields: Sequence[str] | None = None, fresh: bool = False) -> Profile:
         """The stored profile, or with `fresh` one computed now."""
@@ -58,13 +68,16 @@ class Client:
         *,
         k: int = 10,
         seen: bool = False,
-        interests: bool = False,
+        interests: bool | None = None,
         category: str | None = None,
         max_age_days: float | None = None,
-        diversity: float = 0.0,
+        diversity: float | None = None,
     ) -> Recommendations:
-        """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's."""
-        filters = {"category": category, "max_age_days": max_age_days, "diversity": diversity or None}
+        """Nearest items; with `seen`, also those of the user's history; with `interests`, theirs and the vector's.
+
+        What is None of `interests` and `diversity` is False and 0, or what an experiment makes it.
+        """
+        filters = {"category": category, "max_age_days": max_age_days, "diversity": diversity}
         return self._send(calls.recommendations(user_id, k=k, seen=seen, interests=interests, filters=filters))
 
     def similar_items(self, item_id: str, *, k: int = 10) -> dict[str, Any]:
@@ -106,6 +119,24 @@ class Client:
     def release(self) -> dict[str, Any]:
         """The release that answers come from."""
         return self._send(calls.release())
+
+    def experiments(self) -> list[RunningExperiment]:
+        """The experiments that run."""
+        return (self._send(calls.experiments()))["experiments"]
+
+    def assignment(self, name: str, user_id: str) -> Assignment:
+        """Which arm a user is in, asked of the gateway; exposes nobody. NotFound where no such experiment runs."""
+        return self._send(calls.assignment(name, user_id))
+
+    def assign(self, name: str, user_id: str, *, is_eligible: bool | None = None) -> str | None:
+        """The same arm computed here; what runs is asked for once in ALLOCATIONS_FOR_S. None: takes no part.
+
+        `is_eligible`: of an experiment with an eligibility rule, which only the gateway evaluates; InvalidRequest
+        where it has one and this is not said.
+        """
+        if self._allocations.are_old:
+            self._allocations.replace(self.experiments())
+        return self._allocations.assign(name, user_id, is_eligible=is_eligible)
 
     def is_ready(self) -> bool:
         """Whether a release is loaded; asked once, without retries."""

@@ -109,6 +109,20 @@ CANARY_ROLLBACKS = Counter("sonder_canary_rollbacks", "Canaries that this gatewa
 CANARY_DROPPED = Counter(
     "sonder_canary_shadow_dropped", "Shadow answers that were not computed because of load", registry=REGISTRY
 )
+EXPOSURES = Counter(
+    "sonder_exposures",
+    "Rows of experiments that were written: users who were exposed to an arm, slots of interleaved lists",
+    ("kind",),
+    registry=REGISTRY,
+)
+EXPOSURES_LOST = Counter(
+    "sonder_exposures_lost", "The same rows, dropped because they could not be written", ("kind",), registry=REGISTRY
+)
+EXPOSURE_WRITE_FAILURES = Counter(
+    "sonder_exposure_write_failures",
+    "Files of such rows that could not be written and are tried again",
+    registry=REGISTRY,
+)
 
 
 def metric_names() -> frozenset[str]:

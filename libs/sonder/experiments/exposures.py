@@ -22,6 +22,18 @@ EXPOSURE_SCHEMA = pa.schema(
         pa.field("surface", pa.string(), nullable=False),  # which answer: profile, recommendations, ...
     ]
 )
+SHOWN_SCHEMA = pa.schema(
+    [
+        pa.field("experiment", pa.string(), nullable=False),
+        pa.field("version", pa.int32(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("request_id", pa.string(), nullable=False),  # that a click's event names
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("team", pa.string(), nullable=False),  # a: of the control, b: of the other arm, none: earns no credit
+        pa.field("position", pa.int32(), nullable=False),  # from 1
+        pa.field("shown_at", TIMESTAMP_TYPE, nullable=False),
+    ]
+)  # a slot of an interleaved list
 
 
 def first_exposures(exposures: pl.DataFrame) -> tuple[pl.DataFrame, int]:

@@ -4,6 +4,8 @@
 served (so that whoever reads them can move in their own time), and the trials that ended, newest first, with why.
 A trial compares its candidate with one served release. Where another release is promoted meanwhile, it says nothing
 of that one: `Canary.trial_beside` gives no trial then, and the first gateway that sees it ends it.
+Releases that running experiments need are served beside it too (releases.reserved); a canary is refused while one of
+them chooses users' releases, a shadow is not.
 Who reads the candidate: users whose draw by the trial's salt is below the share. So a larger share keeps everybody who
 was in a smaller one, on every gateway and in every process.
 Limits: two writers at the same moment (a gateway rolls back while somebody types a command) are told apart by nothing
@@ -23,6 +25,7 @@ from sonder.core.ids import unit_draw
 from sonder.core.workspace import Workspace
 from sonder.releases.manifest import verify_files
 from sonder.releases.registry import Gate, Registry
+from sonder.releases.reserved import reserved_releases
 
 CANARY = "CANARY"
 CANARY_KEY = "sonder/canary/1/"
@@ -127,6 +130,12 @@ class Canary(_Frozen):
         return tuple(release for release in wanted if release != current)
 
 
+def served_beside(workspace: Workspace, current: str) -> tuple[str, ...]:
+    """Every release that is served beside the current one, once each: of CANARY, and of running experiments."""
+    wanted = dict.fromkeys((*Canary.read(workspace).beside(current), *_reserved(workspace)))
+    return tuple(release for release in wanted if release != current)
+
+
 class Canaries:
     """What is served beside the current release of a workspace, and how that changes."""
 
@@ -158,8 +167,14 @@ class Canaries:
             )
         if candidate == current:
             raise InvalidRequest(f"{candidate} is the current release", expected="another release as candidate")
+        if mode == "canary" and (experiments := reserved_releases(self._workspace)):
+            raise InvalidRequest(
+                f"The experiment {', '.join(experiments)} chooses the release of its users, and so would a canary",
+                expected="one of them at a time",
+                do="`sonder experiment stop` ends the experiment; --shadow answers nobody and may run beside it.",
+            )
         self._verify(candidate)
-        _check_room(current, (*canary.also, candidate))
+        check_room(current, (*canary.also, candidate, *_reserved(self._workspace)))
         now = self._now().replace(microsecond=0)
         trial = Trial(
             id=f"{now:%Y%m%dT%H%M%S}-{candidate}",
@@ -217,7 +232,8 @@ class Canaries:
         canary, current = self.read(), self._current()
         self._verify(release_id)
         trial = canary.trial_beside(current)
-        _check_room(current, (*canary.also, release_id, *(() if trial is None else (trial.candidate,))))
+        on_trial = () if trial is None else (trial.candidate,)
+        check_room(current, (*canary.also, release_id, *on_trial, *_reserved(self._workspace)))
         return self._write(canary.model_copy(update={"also": tuple(dict.fromkeys((*canary.also, release_id)))}))
 
     def end_also(self, release_id: str) -> Canary:
@@ -259,11 +275,16 @@ def _ended(canary: Canary, state: State, at: datetime, by: str, reason: str, num
     return canary.model_copy(update={"running": None, "ended": (over, *canary.ended[: _MAX_ENDED - 1])})
 
 
-def _check_room(current: str, beside: Sequence[str]) -> None:
+def _reserved(workspace: Workspace) -> list[str]:
+    return [release for releases in reserved_releases(workspace).values() for release in releases]
+
+
+def check_room(current: str, beside: Sequence[str]) -> None:
+    """InvalidRequest where more releases would be served than MOST_SERVED."""
     served = list(dict.fromkeys((current, *beside)))
     if len(served) > MOST_SERVED:
         raise InvalidRequest(
             f"{len(served)} releases would be served at once: {', '.join(served)}",
             expected=f"{MOST_SERVED} at most, each has a store and models in memory",
-            do="End one with `sonder canary stop` or `sonder release also ID --end`.",
+            do="End one with `sonder canary stop`, `sonder release also ID --end` or `sonder experiment stop`.",
         )

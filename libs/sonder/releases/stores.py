@@ -9,7 +9,7 @@ from filelock import FileLock
 from sonder.core.errors import InvalidRequest, NotFound
 from sonder.core.workspace import Workspace
 from sonder.profiles.redis_store import drop_release
-from sonder.releases.canary import Canary
+from sonder.releases.canary import served_beside
 from sonder.releases.registry import RELEASE_ID, Registry
 
 
@@ -22,11 +22,11 @@ def drop_store(workspace: Workspace, release_id: str, url: str | None = None) ->
     if not RELEASE_ID.fullmatch(release_id):
         raise InvalidRequest(f"A release id {release_id!r}", expected="one of `sonder release list`")
     current = Registry(workspace).current()
-    if current is not None and release_id in Canary.read(workspace).beside(current.release):
+    if current is not None and release_id in served_beside(workspace, current.release):
         raise InvalidRequest(
             f"{release_id} is served beside the current release, its store is in use",
             expected="a release that is not served",
-            do="End that with `sonder canary stop` or `sonder release also ID --end` first.",
+            do="End that with `sonder canary stop`, `sonder release also ID --end` or `sonder experiment stop` first.",
         )
     if current is not None and current.release == release_id:
         raise InvalidRequest(

@@ -67,8 +67,15 @@ async def _recommendations(engine: Answering, asked: pb.GetRecommendationsReques
         diversity=asked.diversity,
     )
     wish = Wish(wished.category, wished.max_age_days, wished.diversity)
+    # Neither field has a presence of its own: what differs from its default was asked for.
+    given = {"from": asked.from_interests, "diversity": asked.diversity > 0}
     return await engine.recommendations(
-        wished.id, k=wished.k, seen=asked.seen, with_interests=asked.from_interests, wish=wish
+        wished.id,
+        k=wished.k,
+        seen=asked.seen,
+        with_interests=asked.from_interests,
+        wish=wish,
+        explicit=frozenset(name for name, is_given in given.items() if is_given),
     )
 
 

@@ -24,6 +24,7 @@ from services.gateway.problems import INTERNAL, MAX_BODY_BYTES
 from services.gateway.rpc import sonder_pb2 as pb
 from services.gateway.rpc.requests import METHODS, Method, to_message
 from services.gateway.split import SplitEngine
+from services.gateway.told import EXPERIMENT_HEADER, arms_of
 from sonder.core import metrics, telemetry
 from sonder.core.errors import ConfigurationError, NotReady, SonderError
 from sonder.core.logs import for_requests, request_id_of
@@ -96,7 +97,10 @@ class RpcServer:
                     if engine is None:
                         raise NotReady("No release is loaded yet", do="Try again shortly.")
                     engine = engine.named(given.get("x-sonder-release"))
-                    answered = to_message(method.response, await method.answer(engine, request))
+                    content = await method.answer(engine, request)
+                    if (arms := arms_of(content)) is not None:
+                        context.set_trailing_metadata(((EXPERIMENT_HEADER, arms),))
+                    answered = to_message(method.response, content)
                 code = grpc.StatusCode.OK
                 return answered
             except _Refused as refused:
