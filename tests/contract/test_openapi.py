@@ -15,7 +15,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
 USER = "/v1/users/{user_id}"
 PARTS = ("embedding", "interests", "affinities", "segments", "scores", "recommendations", "similar", "explanation")
 GETS = {USER, *(f"{USER}/{part}" for part in PARTS), "/v1/release", "/healthz", "/readyz"} | {
-    "/v1/items/{item_id}/similar"
+    "/v1/items/{item_id}/similar",
+    "/v1/experiments",
+    "/v1/experiments/{name}/assignment",
 }
 POSTS = ("/v1/events", "/v1/users:batchGet", "/v1/audiences:preview", "/v1/audiences:lookalike")
 

@@ -1,4 +1,5 @@
-"""A gateway over real engines that follows its workspace in this process: for tests of what is served beside."""
+"""A gateway over real engines that follows its workspace in this process: for tests of what is served beside, and of
+experiments."""
 
 from __future__ import annotations
 
@@ -61,6 +62,7 @@ class Gateway:
             for task in list(self.serving.follower._opening.values()):
                 await asyncio.wait([task])
         await self.serving.look()
+        await self.serving.look_at_experiments()
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:

@@ -206,8 +206,9 @@ class Experiments:
             **fields,
         )
         if before is not None and _content(before) == _content(version):
-            return before
-        self._file(version.name, version.version).create_bytes(json_bytes(version.model_dump(mode="json")))
+            version = before
+        else:
+            self._file(version.name, version.version).create_bytes(json_bytes(version.model_dump(mode="json")))
         running = self.running()
         if (after := running.with_version(version)) != running:
             Running.file(self._workspace).write_json(after.model_dump(mode="json"))

@@ -63,7 +63,7 @@ def free_interval(experiment: Experiment, running: Sequence[Version]) -> tuple[f
     for lower, upper in (*taken, (1.0, 1.0)):
         if start + experiment.share <= lower + _ROUNDING:
             return start, start + experiment.share
-        gaps.append(max(0.0, lower - start))
+        gaps.append(max(0.0, round(lower - start, 9)))
         start = upper
     raise InvalidRequest(
         f"{experiment.name} wants a share of {experiment.share:g} of the layer {experiment.layer!r}, of which "

@@ -138,5 +138,5 @@ METHODS = {
 
 def to_message(kind: type[Message], answer: bytes) -> Message:
     """An answer as its message: nulls are left out, and so is what the message does not have (a release's metrics)."""
-    content = orjson.loads(answer)
+    content = orjson.loads(memoryview(answer))  # which may be an ArmAnswer (services.gateway.told)
     return kind(**{name: value for name, value in content.items() if name in kind.DESCRIPTOR.fields_by_name})
