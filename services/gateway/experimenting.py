@@ -58,6 +58,12 @@ class Hold(NamedTuple):
 Ask = Callable[[Engine | None, Settings], Awaitable[bytes]]  # the engine of an arm; None: whoever answers without one
 
 
+async def learn_eligible(engine: Engine | SplitEngine, user_ids: Sequence[str]) -> None:
+    """Before a batch: who may be in an experiment, where there is one with a rule."""
+    if isinstance(engine, ExperimentEngine):
+        await engine.learn(user_ids)
+
+
 class ExperimentEngine(SplitEngine):
     """A SplitEngine whose users may be in experiments. Of one event loop."""
 
@@ -149,6 +155,12 @@ class ExperimentEngine(SplitEngine):
         content = self._joined_stream(parts, user_ids, fields)
         self._expose_batch(held, parts, user_ids)
         return content
+
+    async def learn(self, user_ids: Sequence[str]) -> None:
+        """Evaluate rules for the users of a batch in a thread: of many users that takes too long for the loop."""
+        for live in self._of_release:
+            if live.eligible is not None:
+                await asyncio.to_thread(list, map(live.hold, user_ids))
 
     # -- by an arm ----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from services.gateway import observing, problems, schemas, tables
 from services.gateway.doors import Doors, HttpDoors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
 from services.gateway.experiment_routes import experiments
+from services.gateway.experimenting import learn_eligible
 from services.gateway.hot import RELEASE_HEADER, StoredReads
 from services.gateway.schemas import PathItemId, PathUserId
 from services.gateway.split import SplitEngine
@@ -234,6 +235,7 @@ async def read_profile(request: Request, user_id: PathUserId, fields: Fields = N
 async def read_profiles(request: Request, asked: schemas.BatchGetRequest, fields: Fields = None) -> Response:
     """Stored profiles of up to 1,000 users, in the order asked for; an Arrow IPC stream to who accepts one."""
     engine = _engine(request)
+    await learn_eligible(engine, asked.user_ids)
     if accepts(request.headers.get("accept", ""), tables.MEDIA_TYPE):
         content = await asyncio.to_thread(engine.profiles_stream, asked.user_ids, _names(fields))
         return Response(content, media_type=tables.MEDIA_TYPE, headers={"vary": "accept"})

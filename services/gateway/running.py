@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from services.gateway.eligibility import Eligibility, nobody
@@ -38,7 +39,7 @@ class Live:
     eligible: Callable[[str], bool] | None
     share: float
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.version.name
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -13,6 +15,7 @@ from pipelines.prepare import prepare
 from sonder.core.config import SonderConfig
 from sonder.core.workspace import Workspace
 from sonder.events.online import OnlineEvent
+from sonder.experiments.exposures import EXPOSURE_SCHEMA, SHOWN_SCHEMA
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.redis_log import RedisLog
 from tests.redis_server import running_redis
@@ -57,3 +60,21 @@ def test_a_forgotten_user_is_out_of_the_log_on_the_stores_server(tmp_path: Path)
         assert forget(SonderConfig.model_validate(sections), "ada").events_removed == 1
         assert [event.user_id for _, event in log.after(0, 9)] == ["bob"]
         log.close()
+
+
+def test_a_forgotten_user_is_out_of_every_experiment_and_the_search_would_have_found_it(tmp_path: Path) -> None:
+    workspace = Workspace.at(str(tmp_path / "w"))
+    moment = datetime(2026, 3, 1, tzinfo=UTC)
+    row = {"version": 1, "arm": "control", "exposed_at": moment, "release": "r-1", "surface": "profile"}
+    seen = [{**row, "experiment": "first", "user_id": user} for user in ("ada", "bob")]
+    slot = {"version": 1, "request_id": "q", "item_id": "i", "team": "a", "position": 1, "shown_at": moment}
+    shown = [{**slot, "experiment": "second", "user_id": user} for user in ("ada", "bob", "ada")]
+    experiments = workspace.experiments
+    (experiments / "first/exposures/g1/1.parquet").write_table(pa.Table.from_pylist(seen, schema=EXPOSURE_SCHEMA))
+    (experiments / "second/shown/g1/1.parquet").write_table(pa.Table.from_pylist(shown, schema=SHOWN_SCHEMA))
+    assert search(workspace, "ada") == {"experiments/first": 1, "experiments/second": 2}
+    config = SonderConfig.model_validate({"workspace": str(tmp_path / "w"), "events": {"path": "log.csv"}})
+    told = forget(config, "ada")
+    assert (told.exposures_removed, told.remaining) == (3, {})
+    assert search(workspace, "bob") == {"experiments/first": 1, "experiments/second": 1}
+    assert forget(config, "ada").exposures_removed == 0

@@ -15,10 +15,16 @@ import pytest
 
 from pipelines.forget import forget
 from services.gateway.doors import Asked, Doors
+from services.gateway.exposing import ExposureLog
 from sonder.core.config import SonderConfig
+from sonder.core.errors import InvalidRequest
 from sonder.core.keys import create_key, revoke_key
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import read_erasures
+from sonder.experiments.exposure_files import read_exposures
+from sonder.experiments.registry import Experiments
+from sonder.experiments.specification import Experiment
+from sonder.experiments.versions import Running
 from sonder.profiles.log_shipping import LogShipper
 from sonder.profiles.record import iso_time
 from sonder.releases.registry import Registry
@@ -93,3 +99,24 @@ def test_keys_and_switches_on_an_object_store_are_heard_of(release: TinyRelease)
         time.sleep(0.2)
     doors.close()
     assert Registry(workspace).promote(release.release, reason="again").reason == "the only one"
+
+
+def test_experiments_and_their_exposures_lie_on_s3_and_an_erasure_finds_them(
+    served: Served, release: TinyRelease
+) -> None:
+    workspace = release.workspace
+    metric = {"name": "buyers", "kind": "conversion", "action": "buy", "within_days": 7}
+    arms = [{"name": "control"}, {"name": "treatment", "ranking": {"source": "interests"}}]
+    about = {"name": "first", "hypothesis": "h", "arms": arms, "metrics": [metric], "primary": "buyers"}
+    spec = Experiment.model_validate({**about, "minimum_effect": 0.1})
+    started = Experiments(workspace).start(spec, by="a test", reason="")
+    assert Running.read(workspace).find("first") == started
+    with pytest.raises(InvalidRequest, match="running"):
+        Experiments(workspace).start(spec, by="a test", reason="")
+    log = ExposureLog(workspace, "g1")
+    for user in ("user-1", "user-2"):
+        log.expose("first", 1, "control", user, release="release-1", surface="recommendations")
+    asyncio.run(log.close())
+    assert read_exposures(workspace.experiments, "first").height == 2
+    assert served.request("DELETE", "/v1/users/user-2").json()["exposures_removed"] == 1
+    assert read_exposures(workspace.experiments, "first")["user_id"].to_list() == ["user-1"]

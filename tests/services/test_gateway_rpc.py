@@ -22,6 +22,7 @@ from services.gateway.doors import Doors
 from services.gateway.engine import Engine
 from services.gateway.rpc import sonder_pb2
 from services.gateway.rpc.server import RpcServer
+from services.gateway.told import ArmAnswer
 from sonder.core.keys import create_key
 from sonder.core.storage import Folder
 
@@ -227,6 +228,28 @@ def test_a_call_keeps_its_request_id(caller: Caller) -> None:
     call: Any = caller._channel.unary_unary("/sonder.v1.Sonder/GetRelease")
     _, done = call.with_call(b"", metadata=(("x-request-id", "mine-7"),), timeout=10)
     assert dict(done.initial_metadata())["x-request-id"] == "mine-7"
+
+
+def test_the_arms_of_an_answer_are_in_its_trailing_metadata(served: Served) -> None:
+    class OfAnArm:
+        """An engine whose answers are of an arm."""
+
+        def named(self, release: str | None) -> OfAnArm:
+            return self
+
+        def profile(self, user_id: str, fields: Any = None) -> bytes:
+            return ArmAnswer.of(served.engine.profile(user_id, fields), [("first", "control"), ("second", "b")])
+
+    engine: Any = OfAnArm()
+    with listening(lambda: engine) as channel:
+        call = channel.unary_unary(
+            "/sonder.v1.Sonder/GetProfile",
+            request_serializer=sonder_pb2.GetProfileRequest.SerializeToString,
+            response_deserializer=sonder_pb2.Profile.FromString,
+        )
+        answer, told = call.with_call(sonder_pb2.GetProfileRequest(user_id="user-1"), timeout=20)
+    assert answer.user_id == "user-1"
+    assert dict(told.trailing_metadata())["x-sonder-experiment"] == "first=control, second=b"
 
 
 def test_the_generated_messages_are_those_of_the_proto_file() -> None:

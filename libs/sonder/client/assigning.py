@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sonder.client.calls import RunningExperiment
 from sonder.core.errors import InvalidRequest, NotFound
-from sonder.experiments.assignment import Allocation
+
+if TYPE_CHECKING:
+    from sonder.experiments.assignment import Allocation
 
 ALLOCATIONS_FOR_S = 30.0
 
@@ -55,6 +57,8 @@ class Allocations:
 
 
 def _known(one: RunningExperiment) -> _Known:
+    from sonder.experiments.assignment import Allocation  # brings Polars and the rules: most clients need neither
+
     allocation = Allocation(
         experiment=one["name"],
         salt=one["salt"],

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from services.gateway.doors import BATCH, Asked
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
+from services.gateway.experimenting import learn_eligible
 from services.gateway.rpc import sonder_pb2 as pb
 from services.gateway.schemas import BatchGetRequest, EventsRequest, UserId
 from services.gateway.split import SplitEngine
@@ -55,6 +56,7 @@ async def _profile(engine: Answering, asked: pb.GetProfileRequest) -> bytes:
 
 async def _profiles(engine: Answering, asked: pb.BatchGetProfilesRequest) -> bytes:
     user_ids = BatchGetRequest(user_ids=list(asked.user_ids)).user_ids
+    await learn_eligible(engine, user_ids)
     return engine.profiles(user_ids, _fields(asked.fields))
 
 

@@ -13,7 +13,9 @@ import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from sonder.client import AsyncClient, Client, calls
+from sonder.client.assigning import ALLOCATIONS_FOR_S, Allocations
 from sonder.core.errors import InvalidRequest, NotFound, NotReady, SonderError, StageUnavailable
+from sonder.experiments.assignment import Allocation, assign_users
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -252,6 +254,89 @@ def test_the_trace_of_the_caller_goes_along() -> None:
             sonder.release()
         sonder.release()
     assert traced == [f"00-{1:032x}-{2:016x}-01", None]
+
+
+RUNNING = {
+    "name": "first",
+    "version": 2,
+    "method": "split",
+    "hypothesis": "more is bought",
+    "arms": [{"name": "control", "weight": 1.0}, {"name": "treatment", "weight": 3.0}],
+    "share": 0.5,
+    "layer": None,
+    "salt": "first",
+    "layer_salt": "own/first",
+    "lower": 0.25,
+    "eligibility": None,
+    "started_at": "2026-03-01T12:00:00Z",
+    "ends_at": "2026-03-29T12:00:00Z",
+}
+
+
+def test_both_clients_assign_users_by_themselves_as_a_batch_does_and_ask_once_for_what_runs() -> None:
+    allocation = Allocation("first", "first", "own/first", 0.25, ("control", "treatment"), (1.0, 3.0))
+    users = [f"user-{number}" for number in range(5_000)]
+    expected = assign_users(allocation, users, 0.5).to_list()
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, json={"experiments": [RUNNING, {**RUNNING, "name": "second", "eligibility": "r"}]})
+
+    async def assigned() -> list[str | None]:
+        async with AsyncClient("http://sonder", transport=httpx.MockTransport(handler)) as sonder:
+            return [await sonder.assign("first", user) for user in users]
+
+    with client(handler) as sonder:
+        assert [sonder.assign("first", user) for user in users] == expected
+        with pytest.raises(InvalidRequest, match="is_eligible"):
+            sonder.assign("second", "user-1")
+        assert sonder.assign("second", "user-1", is_eligible=False) is None
+        with pytest.raises(NotFound, match="first, second"):
+            sonder.assign("third", "user-1")
+    assert asyncio.run(assigned()) == expected
+    assert asked == ["/v1/experiments"] * 2
+    assert set(expected) == {None, "control", "treatment"}
+
+
+def test_what_runs_is_asked_for_again_when_it_is_old() -> None:
+    now, allocations = 0.0, Allocations(clock_s=lambda: now)
+    assert allocations.are_old
+    allocations.replace([RUNNING])  # type: ignore[list-item]
+    now = ALLOCATIONS_FOR_S - 1
+    assert not allocations.are_old
+    now = ALLOCATIONS_FOR_S
+    assert allocations.are_old
+
+
+def test_an_assignment_is_asked_for_and_a_name_and_an_id_travel_whole() -> None:
+    paths: list[bytes] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        paths.append(request.url.raw_path)
+        return httpx.Response(200, json={"arm": "control"})
+
+    with client(handler) as sonder:
+        assert sonder.assignment("a/b", "u&1")["arm"] == "control"
+    assert paths == [b"/v1/experiments/a%2Fb/assignment?user_id=u%261"]
+
+
+def test_only_what_a_caller_wishes_is_sent_so_that_an_experiment_may_decide_the_rest() -> None:
+    queries: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        queries.append(request.url.query.decode())
+        return httpx.Response(200, json={})
+
+    with client(handler) as sonder:
+        sonder.recommendations("u")
+        sonder.recommendations("u", interests=False, diversity=0.0)
+        sonder.recommendations("u", interests=True)
+    assert queries == [
+        "k=10&seen=false",
+        "k=10&seen=false&from=vector&diversity=0.0",
+        "k=10&seen=false&from=interests",
+    ]
 
 
 def test_the_library_itself_imports_no_http() -> None:
