@@ -17,10 +17,12 @@ from typing import Annotated
 import typer
 
 from pipelines import (
+    cli_adopt,
     cli_audience,
     cli_backfill,
     cli_canary,
     cli_cluster,
+    cli_experiment,
     cli_features,
     cli_forget,
     cli_jobs,
@@ -55,6 +57,8 @@ app.add_typer(cli_tracking.app)  # `sonder track`
 app.add_typer(cli_forget.app)  # `sonder forget`
 app.add_typer(cli_probe.app)  # `sonder probe`
 app.add_typer(cli_cluster.app)  # `sonder node-environment`
+app.add_typer(cli_adopt.app)  # `sonder adopt`
+app.add_typer(cli_experiment.app, name="experiment")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="the configuration file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="override, such as encoder.dim=64; repeatable")]

@@ -28,7 +28,7 @@ from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.events.contract import Col
 from sonder.events.erasure import Erased, is_erased, read_erasures
-from sonder.experiments.exposures import EXPOSURE_SCHEMA
+from sonder.experiments import exposure_files
 from sonder.experiments.metrics import TIME, check_names
 from sonder.experiments.specification import Experiment
 from sonder.history.snapshot import read_bucket
@@ -118,23 +118,14 @@ def newest_snapshot(workspace: Workspace) -> str:
 
 def read_exposures(workspace: Workspace, name: str) -> pl.DataFrame:
     """Every exposure of an experiment (EXPOSURE_SCHEMA); NotFound where there is none."""
-    folder = workspace.experiments / name / "exposures"
-    tables = _read_all(lambda: [folder / file for file in folder.files() if file.endswith(".parquet")], _exposures_of)
-    rows = frame_of(pa.concat_tables([EXPOSURE_SCHEMA.empty_table(), *tables]))
+    rows = exposure_files.read_exposures(workspace.experiments, name)
     if not rows.is_empty():
         return rows
     raise NotFound(
-        f"No exposure of experiment {name!r} in {folder}",
+        f"No exposure of experiment {name!r} in {workspace.experiments / name / 'exposures'}",
         expected="what gateways write when they answer a user of the experiment",
         do="Start it, and wait until its first users have been answered; `sonder experiment status` tells.",
     )
-
-
-def _exposures_of(file: Folder) -> pa.Table:
-    table = file.read_table()
-    if missing := sorted(set(EXPOSURE_SCHEMA.names) - set(table.column_names)):
-        raise DataError(f"{file} has no column {missing[0]!r}", expected=", ".join(EXPOSURE_SCHEMA.names))
-    return table.select(EXPOSURE_SCHEMA.names).cast(EXPOSURE_SCHEMA)
 
 
 def read_online(config: SonderConfig, workspace: Workspace) -> pl.DataFrame:

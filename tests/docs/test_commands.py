@@ -57,10 +57,10 @@ def sonder(place: Path, command: str, timeout_s: float = 540) -> str:
 def test_an_afternoon_with_ones_own_log(place: Path) -> None:
     commands = COMMAND.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     names = ["init", "build", "profile", "serve", "submit", "lifecycle", "audience", "lookalike"]
-    names += ["target", "forget", "build", "build", "release", "canary", "backfill"]
+    names += ["target", "forget", "build", "build", "release", "canary", "adopt", "experiment", "backfill"]
     assert [command.split()[0] for command in commands] == names
     init, build, profile, serve, _, lifecycle, preview, lookalike, target, forget, *later = commands
-    nightly, weekly, check, canary, backfill = later  # and test_submit.py submits
+    nightly, weekly, check, canary, adopt, experiment, backfill = later  # and test_submit.py submits
 
     shown = sonder(place, init.replace("LOG", "shop.csv"))
     assert "customer" in (place / "sonder.yaml").read_text(encoding="utf-8")
@@ -92,6 +92,11 @@ def test_an_afternoon_with_ones_own_log(place: Path) -> None:
         assert forgotten not in pl.read_parquet(str(newest / "profiles" / "*" / "*.parquet"))["user_id"]
     assert newest.name in sonder(place, check.replace("RELEASE", newest.name))
     assert "5 %" in sonder(place, canary.replace("RELEASE", newest.name))
+    sonder(place, "canary stop --reason seen")  # it and an experiment would both choose a user's release
+    assert "Findings" in sonder(place, adopt.replace("RELEASE", newest.name))
+    assert (place / "adopt.html").exists()
+    assert "100.0% of the users" in sonder(place, experiment)
+    assert "is stopped" in sonder(place, f"experiment stop adopt-{newest.name}")
     sonder(place, backfill.replace("2025-03-31", "2025-03-02"))
     days = (place / "workspace" / "backfills").glob("*/as_of=*/manifest.json")
     assert sorted(day.parent.name for day in days) == ["as_of=2025-03-01", "as_of=2025-03-02"]

@@ -9,7 +9,7 @@ audiences/index.json                                             which of these 
 uplift/<name>/                                                   what a treatment changed, learnt from an experiment
 experiments/<name>/v<NNN>.json  experiments/RUNNING              versions of each experiment, and which assign users now
 experiments/<name>/exposures/<gateway>/                          who saw which arm first, and when
-experiments/<name>/analyses/                                     what was made of it
+experiments/<name>/plan.json  experiments/<name>/analyses/       its planned size, and what was made of it
 keys.json                                                        API keys of the gateway, as digests
 erasures/<digest>.json                                           users who asked to be forgotten, and when
 log/online/<node>/                                               events that arrived online, as a node shipped them

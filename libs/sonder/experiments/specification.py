@@ -118,7 +118,7 @@ class Experiment(Section):
     owner: str = ""
     method: Method = "split"
     arms: tuple[Arm, ...] = Field(min_length=2, max_length=8)
-    share: float = Field(1.0, gt=0, le=1, description="of all users, at the end of the ramp")
+    share: float = Field(1.0, gt=0, le=1, description="of all users, at most: so much of its layer is kept free")
     ramp: tuple[RampStep, ...] = ()
     eligibility: str | None = Field(None, description="an audience rule; others are not in the experiment")
     layer: str | None = Field(None, description="experiments of one layer never share a user; its own if not given")
