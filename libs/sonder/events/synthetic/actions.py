@@ -26,6 +26,7 @@ FROM_LINE = np.array([0.40, 0.35, 0.80])  # share of those that come from the fo
 RELEVANT_CLICK, IRRELEVANT_CLICK = 0.38, 0.02
 RELEVANT_SAVE, IRRELEVANT_SAVE = 0.20, 0.02
 IRRELEVANT_BUY_FACTOR = 0.1
+RELEVANT_SECONDS, IRRELEVANT_SECONDS, SECONDS_SPREAD = 25.0, 6.0, 0.8  # median, and sigma of the lognormal
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def draw_actions(rng: np.random.Generator, catalogue: Catalogue, people: People,
     save_ms = click_ms[save] + rng.integers(1_000, 6_000, int(save.sum()))
     buy_ms = click_ms[buy] + rng.integers(20_000, 80_000, int(buy.sum()))
     hide_ms = shown_ms[hide] + rng.integers(2_000, 20_000, len(hide))
-    seconds = np.where(liked, 25.0, 6.0) * np.exp(0.8 * rng.standard_normal(len(click)))
+    seconds = draw_seconds(rng, liked)
 
     shown = np.arange(len(item))
     kinds = (shown, click, click[save], hide, click[buy])  # in the order of ACTIONS
@@ -70,7 +71,7 @@ def draw_actions(rng: np.random.Generator, catalogue: Catalogue, people: People,
     value[len(impression) - int(buy.sum()) :] = catalogue.price[item[click[buy]]]
     action = np.repeat(np.arange(len(ACTIONS), dtype=np.int8), [len(kind) for kind in kinds])
 
-    order = _time_order(time_ms)
+    order = time_order(time_ms)
     impression = impression[order]
     page = impression // ITEMS_PER_PAGE
     return Actions(
@@ -82,6 +83,12 @@ def draw_actions(rng: np.random.Generator, catalogue: Catalogue, people: People,
         surface=sessions.page_surface[page],
         value=value[order],
     )
+
+
+def draw_seconds(rng: np.random.Generator, is_relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How long a click on each item [E] lasts, in seconds."""
+    median = np.where(is_relevant, RELEVANT_SECONDS, IRRELEVANT_SECONDS)
+    return np.asarray(median * np.exp(SECONDS_SPREAD * rng.standard_normal(len(is_relevant))))
 
 
 def _impressions(
@@ -125,7 +132,7 @@ def _repeats(item_N: NDArray[np.int32]) -> NDArray[np.bool_]:
     return repeats.ravel()
 
 
-def _time_order(time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+def time_order(time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order by time, ties by position: unique keys, so that numpy's fastest sort is stable (26 bits of position)."""
     bits = 26
     assert len(time_ms) < 1 << bits

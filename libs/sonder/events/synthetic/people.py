@@ -104,6 +104,16 @@ def build_people(config: WorldConfig, catalogue: Catalogue, part: int) -> People
     )
 
 
+def pass_day(rng: np.random.Generator, state: NDArray[np.int8], lapse: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Move the states [U] of people by one day, in place -> who returned [U]."""
+    chance, kind = rng.random(len(state)), rng.random(len(state))
+    lapses = (state == ACTIVE) & (chance < lapse)
+    returns: NDArray[np.bool_] = (state == AWAY) & (chance < RETURN_PER_DAY)
+    state[lapses] = np.where(kind[lapses] < SHARE_LAPSING_FOR_GOOD, LEFT, AWAY)
+    state[returns] = ACTIVE
+    return returns
+
+
 def _live(
     rng: np.random.Generator, num_days: int, lapse: NDArray[np.float64]
 ) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.int64]]:
@@ -116,12 +126,7 @@ def _live(
     arrives_DU = np.empty((num_days, num), dtype=np.bool_)
     state = np.where(was_there, ACTIVE, ABSENT).astype(np.int8)
     for day in range(num_days):
-        chance, kind = rng.random(num), rng.random(num)
-        lapses = (state == ACTIVE) & (chance < lapse)
-        returns = (state == AWAY) & (chance < RETURN_PER_DAY)
-        joins = joined_day == day
-        state[lapses] = np.where(kind[lapses] < SHARE_LAPSING_FOR_GOOD, LEFT, AWAY)
-        arrives_DU[day] = returns | joins
+        arrives_DU[day] = pass_day(rng, state, lapse) | (joined_day == day)
         state[arrives_DU[day]] = ACTIVE
         state_DU[day] = state
     return np.ascontiguousarray(state_DU.T), np.ascontiguousarray(arrives_DU.T), joined_day

@@ -50,7 +50,7 @@ def draw_sessions(rng: np.random.Generator, config: WorldConfig, catalogue: Cata
     count_UD = rng.poisson(np.where(people.state == ACTIVE, rate_UD, 0.0)) + people.arrives
     cell = np.repeat(np.arange(count_UD.size), count_UD.ravel())
     user, day = np.divmod(cell, config.num_days)
-    start_ms = _start_ms(rng, people.day_parts[user])
+    start_ms = draw_start_ms(rng, people.day_parts[user])
     order = np.lexsort((start_ms, cell))  # user and day already ascend
     start_ms = start_ms[order] + day * DAY_MS
 
@@ -82,7 +82,7 @@ def hour_quantiles() -> NDArray[np.int64]:
     return np.stack(tables)
 
 
-def _start_ms(rng: np.random.Generator, day_parts_SP: NDArray[np.float64]) -> NDArray[np.int64]:
+def draw_start_ms(rng: np.random.Generator, day_parts_SP: NDArray[np.float64]) -> NDArray[np.int64]:
     """Milliseconds since midnight [S]; late enough to end before the next."""
     num = len(day_parts_SP)
     part = (rng.random(num)[:, None] >= np.cumsum(day_parts_SP, axis=1)[:, :-1]).sum(axis=1)
