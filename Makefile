@@ -95,6 +95,12 @@ bench-prepare-peers: setup $(DUCKDB) ## 20 million events into histories beside 
 bench-canary: setup $(SERVED) ## a stored read with and without a canary, and how often its rule is wrong; ends in one JSON line
 	$(BIN)/python -m benchmarks.canary $(SERVED)
 
+bench-adoption: setup ## simulated experiments of known effect: are verdicts and intervals right as often as promised; ends in one JSON line
+	$(BIN)/python -m benchmarks.adoption
+
+bench-adoption-story: setup ## two releases through the real gateway, users who react, a verdict beside the truth; ends in one JSON line
+	$(BIN)/python -m benchmarks.adoption_story
+
 bench-doors: setup ## microseconds of checking a key or a token
 	$(BIN)/python -m benchmarks.doors
 
