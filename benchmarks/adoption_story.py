@@ -1,4 +1,4 @@
-"""One whole story: two releases, a plan, an experiment at the real gateway, users who react, the verdict, and the truth.
+"""One whole story: two releases, a plan, an experiment at the real gateway, users who react, a verdict, and the truth.
 
     python -m benchmarks.adoption_story [--folder .bench/adoption-story] [--users 3500] [--day-seconds 25]
 
@@ -73,12 +73,10 @@ def plan_from(told: Told, releases: Releases, world: World, experiment: Experime
     from pipelines.experiment_log import ExperimentLog
 
     ids = world.user_ids.to_pylist()
-    exposed = (
-        pl.DataFrame({"user_id": [ids[user] for user in told.user], "at_s": told.at_s})
-        .group_by("user_id")
-        .agg(pl.col("at_s").min())
-        .select("user_id", pl.lit("rough").alias("arm"), (pl.col("at_s") * 1e6).cast(pl.Datetime("us", "UTC")).alias("exposed_at"))
-    )  # fmt: skip
+    moments = (pl.col("at_s") * 1e6).cast(pl.Datetime("us", "UTC")).alias("exposed_at")
+    visits = pl.DataFrame({"user_id": [ids[user] for user in told.user], "at_s": told.at_s})
+    first = visits.group_by("user_id").agg(pl.col("at_s").min())
+    exposed = first.select("user_id", pl.lit("rough").alias("arm"), moments)
     events = ExperimentLog.open(load(releases.file)).online
     baseline = user_numbers(experiment, exposed, events, until=datetime.now(UTC))
     per_day = exposed.height / (max(told.at_s) - min(told.at_s)) * 86_400
@@ -92,7 +90,7 @@ def true_relative(told: Told, world: World, users: pl.DataFrame, window_s: float
     first = np.array([start.get(ids[user], np.inf) for user in told.user])
     at = np.asarray(told.at_s)
     inside = (at >= first - 1) & (at < first + window_s)  # the client knows of an answer just after the gateway
-    rough, trained = np.asarray(told.expected)[inside].sum(axis=0).tolist()
+    _, rough, trained = np.asarray(told.expected)[inside].sum(axis=0).tolist()
     return {
         "rough": rough / users.height,
         "trained": trained / users.height,
@@ -146,7 +144,7 @@ def run(releases: Releases, day_s: float, seed: int) -> dict[str, Any]:
         "traffic": {name: _told(one) for name, one in (("before", before), ("during", told))},
         "planned": planned.users_by_arm,
         "exposures": counts | {"by_arm": measured.manifest["users"], "mature": mature.height},
-        "agrees_with_headers": agreement(told, world, measured.users),
+        "agreement": agreement(told, world, measured.users),
         "srm_p": analysis.srm.p_value,
         "effects": {one.metric: json.loads(one.model_dump_json()) for one in analysis.effects},
         "estimate": None if effect.estimate is None else effect.estimate.interval.relative,
@@ -169,10 +167,13 @@ def until_served(url: str, name: str, timeout_s: float = 120.0) -> None:
 
 
 def agreement(told: Told, world: World, users: pl.DataFrame) -> dict[str, int]:
-    """Visits whose header names the arm that the exposure log has of the user, and those where it does not."""
+    """Visits whose header names the arm that the exposure log has of the user, those whose list is worth as many clicks
+    as that of the arm's release asked for by name, and all."""
     ids, arms = world.user_ids.to_pylist(), dict(users.select("user_id", "arm").iter_rows())
-    same = sum(arms.get(ids[user]) == arm for user, arm in zip(told.user, told.arm, strict=True))
-    return {"same": same, "other": len(told.user) - same}
+    is_same = [arms.get(ids[user]) == arm for user, arm in zip(told.user, told.arm, strict=True)]
+    own, rough, trained = np.asarray(told.expected).T
+    of_arm = np.where(np.asarray(told.arm) == "trained", trained, rough)
+    return {"header": sum(is_same), "list": int(np.isclose(own, of_arm).sum()), "visits": len(told.user)}
 
 
 def _told(told: Told) -> dict[str, Any]:

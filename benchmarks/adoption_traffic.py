@@ -1,9 +1,9 @@
 """Simulated users at a real gateway: they come, ask for recommendations, and what they do is posted as events.
 
-A day of the world takes `day_s` seconds of the wall clock. Every visit asks `GET /v1/users/{id}/recommendations`, reacts
-by its true chances to the list that it got, and posts the reactions, which carry no time and so happened when they
-arrived. Where a second release is named, the list of each release is also asked for by name right afterwards: whoever
-names a release is in no experiment, so this exposes nobody, and it tells what the other arm would have shown.
+A day of the world takes `day_s` seconds of the wall clock. Every visit asks `GET /v1/users/{id}/recommendations`,
+reacts by its true chances to the list that it got, and posts the reactions, which carry no time and so happened when
+they arrived. Where releases are named, the list of each is also asked for by its name right afterwards: whoever names
+a release is in no experiment, so this exposes nobody, and it tells what the other arm would have shown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from sonder.events.synthetic.visits import CHOICES_STREAM, Visits, World
 
 PLACES = 10
 AT_ONCE = 12  # requests on their way; a visit beyond that waits, and is counted as late
-Clicks = tuple[float, float]  # expected clicks of a visit on the list of the one release and of the other
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Told:
     user: list[int] = field(default_factory=list)  # of each visit that was answered
     at_s: list[float] = field(default_factory=list)  # of the wall clock
     arm: list[str | None] = field(default_factory=list)  # as the answer's header says
-    expected: list[Clicks] = field(default_factory=list)
+    expected: list[tuple[float, ...]] = field(default_factory=list)  # clicks on the list, and on each named one's
     latencies_s: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     events: int = 0
@@ -43,13 +42,24 @@ class Told:
 
 
 async def pass_days(
-    url: str, world: World, visits: Visits, *, day_s: float, seed: int, experiment: str, named: tuple[str, ...] = ()
+    url: str,
+    world: World,
+    visits: Visits,
+    *,
+    day_s: float,
+    seed: int,
+    experiment: str,
+    named: tuple[str, ...] = (),
+    transport: httpx.AsyncBaseTransport | None = None,
 ) -> Told:
-    """Let the visits happen on their schedule; returns when the last reaction is accepted."""
+    """Let the visits happen on their schedule; returns when the last reaction is accepted.
+
+    `transport`: instead of the network, for tests.
+    """
     told, rng = Told(), world.config.generator(CHOICES_STREAM, seed)
     first_ms = visits.day[0] * DAY_MS
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-    async with httpx.AsyncClient(base_url=url, trust_env=False, limits=limits, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, limits=limits, timeout=60, transport=transport) as http:
         gate, began, waiting = asyncio.Semaphore(AT_ONCE), time.monotonic(), set()
         for user, time_ms in zip(visits.user.tolist(), visits.time_ms.tolist(), strict=True):
             due = began + (time_ms - first_ms) / DAY_MS * day_s
@@ -80,17 +90,16 @@ async def _visit(
     if answer.status_code != 200:
         return
     content = answer.json()
+    at_s = time.time()
     told.fallbacks += content["fallback"] is not None
-    told.user.append(user)
-    told.at_s.append(time.time())
-    told.arm.append(_arm(answer.headers.get("x-sonder-experiment", ""), experiment))
     rows = [_rows(world, content)]
     for release in named:
         rows.append(_rows(world, (await http.get(f"{path}&release={release}")).raise_for_status().json()))
     chances = choice_chances(world, np.full(len(rows), user), np.full(len(rows), world.config.num_days), np.stack(rows))
-    if named:
-        own, other = chances.click[1:].sum(axis=1).tolist()
-        told.expected.append((own, other))
+    told.user.append(user)  # all of a visit at once: others are on their way
+    told.at_s.append(at_s)
+    told.arm.append(_arm(answer.headers.get("x-sonder-experiment", ""), experiment))
+    told.expected.append(tuple(chances.click.sum(axis=1).tolist()))
     choices = draw_choices(rng, chances)
     items, request_id = content["recommendations"], uuid.uuid4().hex
     events = [

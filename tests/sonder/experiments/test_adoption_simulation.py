@@ -98,13 +98,13 @@ def test_a_cut_short_simulation_goes_on_where_it_was(stage: Stage, planned: Plan
 def test_most_of_a_few_runs_hold_the_truth_and_see_a_large_effect(
     stage: Stage, planned: Plan, truth: Truth, tmp_path: Path
 ) -> None:
-    """Of 12 intervals of 95 % fewer than 9 hold the truth once in 4,000 sets; of 4 runs with a power of 80 % none ships
+    """Of 12 intervals of 95 % fewer than 8 hold the truth once in 5,000 sets; of 4 runs with a power of 80 % none ships
     once in 600."""
     share = 1.1 * planned.total_users / truth["same"]["clicks"][-1].num_users
     counts = {"same": 4, "better": 4, "worse": 4}  # a fixed seed: nothing here is left to luck
     lines = list(simulate(stage, truth, planned, share, EFFECT, counts, tmp_path / "lines.jsonl"))
     found = summary(lines, 0.05, 0.8)
-    assert found["interval_coverage"]["rate"] * 12 > 8.5
+    assert found["interval_coverage"]["rate"] * 12 > 7.5
     assert found["power"]["rate"] > 0
     assert found["verdict_error_rate"]["n"] == 12
     assert found["coverage_by_metric"].keys() == {metric.name for metric in METRICS}
