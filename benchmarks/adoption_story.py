@@ -2,8 +2,8 @@
 
     python -m benchmarks.adoption_story [--folder .bench/adoption-story] [--users 3500] [--day-seconds 25]
 
-A small synthetic world is written, its log moved so that it ends now, and built twice: `rough` is trained for one
-epoch, `trained` properly (benchmarks.adoption_releases). Then
+A small synthetic world is written, its log moved so that it ends now, and built twice, into `rough` and `trained`
+(benchmarks.adoption_releases). Then
 1. the gateway serves `rough` to everybody, for BEFORE_DAYS days of the world: what the experiment is planned from
 2. `plan` names the users needed; the experiment is started in the registry, control `rough`, treatment `trained`
 3. users come for DAYS days, are answered by their arm, react by the world's choice model, and post their events
@@ -53,7 +53,7 @@ def declared(releases: Releases, day_s: float) -> Experiment:
     day = day_s / 86_400
     return Experiment(
         name=NAME,
-        hypothesis="What the trained encoder recommends is clicked more than what one epoch of training recommends.",
+        hypothesis="What the trained encoder recommends is clicked more than what the rough one recommends.",
         arms=(Arm(name="rough", release=releases.rough), Arm(name="trained", release=releases.trained)),
         metrics=(
             MetricSpec(name="clicks", kind="count", action="click", surface=SURFACE, within_days=WINDOW_DAYS * day),
@@ -196,9 +196,10 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=3_500)
     parser.add_argument("--days", type=int, default=60)
     parser.add_argument("--day-seconds", type=float, default=25.0)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=11)
     given = parser.parse_args()
-    releases = build_releases(WorldConfig(given.users, given.days, given.seed), given.folder)
+    releases = build_releases(WorldConfig(given.users, given.days, given.seed), given.folder, epochs=given.epochs)
     print(f"{releases.rough} and {releases.trained} of {given.days} days", flush=True)
     print(json.dumps(run(releases, given.day_seconds, given.seed)))
 
