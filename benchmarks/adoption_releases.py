@@ -1,7 +1,7 @@
 """Two releases of one small synthetic world whose log ends now: a rough encoder and a better trained one.
 
-Rough: one block over the ten newest events, a tenth of the usual learning rate, one epoch. Better: the defaults, for
-as many epochs as asked.
+Rough: one block over the ten newest events, one epoch at a learning rate that leaves the weights nearly as they were
+drawn. Trained: the defaults, for as many epochs as asked.
 
 The world's own log lies in 2025; here every timestamp is moved by the same whole number of days, so that what
 users do while the releases are served comes hours after the log and not years.
@@ -24,7 +24,7 @@ from sonder.events.synthetic import WorldConfig, write_world
 from sonder.events.synthetic.config import START
 from sonder.releases.registry import Registry
 
-ROUGH = ("encoder.max_epochs=1", "encoder.num_blocks=1", "encoder.max_length=10", "encoder.learning_rate=0.0002")
+ROUGH = ("encoder.max_epochs=1", "encoder.num_blocks=1", "encoder.max_length=10", "encoder.learning_rate=0.000001")
 IN_BOTH = ("scores=[]",)  # nobody asks for scores here
 BUILT = "adoption-releases.json"  # beside sonder.yaml: which release is which
 

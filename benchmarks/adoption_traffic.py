@@ -2,8 +2,9 @@
 
 A day of the world takes `day_s` seconds of the wall clock. Every visit asks `GET /v1/users/{id}/recommendations`,
 reacts by its true chances to the list that it got, and posts the reactions, which carry no time and so happened when
-they arrived. Where releases are named, the list of each is also asked for by its name right afterwards: whoever names
-a release is in no experiment, so this exposes nobody, and it tells what the other arm would have shown.
+they arrived. Where the arms' releases are told, the other arm's list is also asked for, by the name of its release,
+right afterwards: whoever names a release is in no experiment, so this exposes nobody, and it tells what would have been
+shown.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class Told:
     user: list[int] = field(default_factory=list)  # of each visit that was answered
     at_s: list[float] = field(default_factory=list)  # of the wall clock
     arm: list[str | None] = field(default_factory=list)  # as the answer's header says
-    expected: list[tuple[float, ...]] = field(default_factory=list)  # clicks on the list, and on each named one's
+    expected: list[tuple[float, float]] = field(default_factory=list)  # clicks on the list, and on the other arm's
     latencies_s: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
+    other_statuses: Counter[int] = field(default_factory=Counter)
     events: int = 0
     fallbacks: int = 0  # answers that were not personal
     late_s: float = 0.0  # the worst
@@ -49,11 +51,13 @@ async def pass_days(
     day_s: float,
     seed: int,
     experiment: str,
-    named: tuple[str, ...] = (),
+    releases: dict[str, str] | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> Told:
-    """Let the visits happen on their schedule; returns when the last reaction is accepted.
+    """Let the visits happen on their schedule, or as fast as they are answered where that is later; returns when the
+    last reaction is accepted.
 
+    `releases`: of the two arms, to ask for what the other one would have shown; expected clicks are NaN without.
     `transport`: instead of the network, for tests.
     """
     told, rng = Told(), world.config.generator(CHOICES_STREAM, seed)
@@ -66,7 +70,7 @@ async def pass_days(
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             await gate.acquire()
             told.late_s = max(told.late_s, time.monotonic() - due)
-            task = asyncio.create_task(_visit(http, world, rng, user, told, experiment, named))
+            task = asyncio.create_task(_visit(http, world, rng, user, told, experiment, releases or {}))
             waiting.add(task)
             task.add_done_callback(lambda done: (waiting.discard(done), gate.release()))
         await asyncio.gather(*waiting)
@@ -80,7 +84,7 @@ async def _visit(
     user: int,
     told: Told,
     experiment: str,
-    named: tuple[str, ...],
+    releases: dict[str, str],
 ) -> None:
     path = f"/v1/users/{world.user_ids[user].as_py()}/recommendations?k={PLACES}"
     asked = time.perf_counter()
@@ -92,14 +96,19 @@ async def _visit(
     content = answer.json()
     at_s = time.time()
     told.fallbacks += content["fallback"] is not None
+    arm = _arm(answer.headers.get("x-sonder-experiment", ""), experiment)
     rows = [_rows(world, content)]
-    for release in named:
-        rows.append(_rows(world, (await http.get(f"{path}&release={release}")).raise_for_status().json()))
+    others = [release for name, release in releases.items() if arm is not None and name != arm]
+    if others:
+        other = await http.get(f"{path}&release={others[0]}")
+        told.other_statuses[other.status_code] += 1
+        rows += [_rows(world, other.json())] if other.status_code == 200 else []
     chances = choice_chances(world, np.full(len(rows), user), np.full(len(rows), world.config.num_days), np.stack(rows))
+    clicks = [*chances.click.sum(axis=1).tolist(), float("nan")]
     told.user.append(user)  # all of a visit at once: others are on their way
     told.at_s.append(at_s)
-    told.arm.append(_arm(answer.headers.get("x-sonder-experiment", ""), experiment))
-    told.expected.append(tuple(chances.click.sum(axis=1).tolist()))
+    told.arm.append(arm)
+    told.expected.append((clicks[0], clicks[1]))
     choices = draw_choices(rng, chances)
     items, request_id = content["recommendations"], uuid.uuid4().hex
     events = [

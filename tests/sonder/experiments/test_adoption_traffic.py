@@ -34,7 +34,7 @@ class Gateway:
         user_id, named = request.url.path.split("/")[3], request.url.params.get("release")
         self.asked[named] += 1
         arm = "b" if int(user_id[1:]) % 2 else "a"
-        start = PLACES if (named or arm) == "b" else 0
+        start = PLACES if (named or f"release-{arm}") == "release-b" else 0
         ranked = [{"rank": place + 1, "item_id": self.items[start + place]} for place in range(PLACES)]
         headers = {} if named else {"x-sonder-experiment": f"other=x, {NAME}={arm}"}
         answer = {"user_id": user_id, "fallback": None, "recommendations": ranked}
@@ -51,27 +51,28 @@ def live_two_days() -> tuple[Gateway, Told, int]:
             day_s=0.05,
             seed=1,
             experiment=NAME,
-            named=("a", "b"),
+            releases={"a": "release-a", "b": "release-b"},
             transport=httpx.MockTransport(gateway),
         )
     )
     return gateway, told, len(visits)
 
 
-def test_every_visit_asks_for_its_own_list_and_for_that_of_each_release() -> None:
+def test_every_visit_asks_for_its_own_list_and_for_that_of_the_other_arm() -> None:
     gateway, told, num_visits = live_two_days()
-    assert gateway.asked == {None: num_visits, "a": num_visits, "b": num_visits}
+    odd = sum((user + 1) % 2 for user in told.user)  # ids count from 1, rows from 0
+    assert gateway.asked == {None: num_visits, "release-a": odd, "release-b": num_visits - odd}
     assert len(told.user) == len(told.arm) == len(told.expected) == told.statuses[200] == num_visits
     assert told.arm == ["b" if (user + 1) % 2 else "a" for user in told.user]
 
 
-def test_expected_clicks_are_those_of_the_choice_model_on_each_list() -> None:
+def test_expected_clicks_are_those_of_the_choice_model_on_both_lists() -> None:
     _, told, num_visits = live_two_days()
     user, day = np.asarray(told.user), np.full(num_visits, WORLD.config.num_days)
     lists = [np.tile(np.arange(start, start + PLACES, dtype=np.int32), (num_visits, 1)) for start in (0, PLACES)]
     a, b = (choice_chances(WORLD, user, day, one).click.sum(axis=1) for one in lists)
-    own = np.where(np.asarray(told.arm) == "b", b, a)
-    assert np.allclose(np.asarray(told.expected), np.stack([own, a, b], axis=1))
+    is_b = np.asarray(told.arm) == "b"
+    assert np.allclose(np.asarray(told.expected), np.stack([np.where(is_b, b, a), np.where(is_b, a, b)], axis=1))
 
 
 def test_reactions_are_posted_for_items_of_the_list_that_was_shown() -> None:
