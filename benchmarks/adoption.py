@@ -1,7 +1,7 @@
-"""Is the verdict right at the promised rate? Simulated experiments whose true effect is known, thousands of them.
+"""Is the verdict right at the promised rate? Simulated experiments whose true effect is known, hundreds of them.
 
     make bench-adoption
-    python -m benchmarks.adoption [--users 12288] [--same 1000] [--better 400] [--worse 200] [--off-policy 40]
+    python -m benchmarks.adoption [--users 12288] [--same 600] [--better 240] [--worse 60] [--off-policy 40]
 
 Users of the synthetic world react to lists of known quality; assignment, exposures, metrics, analysis and verdict are
 those of the product (benchmarks.adoption_world). Told are, each with n and a 95 % binomial interval: verdicts on arms
@@ -67,9 +67,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=12_288)
-    parser.add_argument("--same", type=int, default=1_000)
-    parser.add_argument("--better", type=int, default=400)
-    parser.add_argument("--worse", type=int, default=200)
+    parser.add_argument("--same", type=int, default=600)
+    parser.add_argument("--better", type=int, default=240)
+    parser.add_argument("--worse", type=int, default=60)
     parser.add_argument("--off-policy", type=int, default=40)
     parser.add_argument("--minimum-effect", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=7)
