@@ -14,20 +14,26 @@ import pytest
 from sonder.core.config import load
 from sonder.core.loopback import LOOPBACK_ENVIRONMENT
 from tests.built import BuiltWorld, write_small_world
+from tests.hanging import SLOW_TEST_HANGS_AFTER_S
 from tests.s3_server import S3Server, running_s3
 from tests.two_processes import RayInOneProcess, may_start_ray
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads that wait for one another sleep instead of keeping a core that other work needs (before torch is imported).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.update(LOOPBACK_ENVIRONMENT)
 # Without a server of its own a test's request to S3 goes nowhere: neither to AWS nor to ask for credentials.
 os.environ.update(AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may start a Ray comes first: it takes longest, and in two processes it is all in one of them."""
+    """What may start a Ray comes first: it takes longest, in two processes it is all in one. Slow tests get time."""
     items.sort(key=lambda item: not may_start_ray(item.path))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_HANGS_AFTER_S))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayInOneProcess:

@@ -34,6 +34,7 @@ from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.profiles.record import PROFILE_SCHEMA
 from sonder.releases.artefacts import Release
 from sonder.releases.profiling import Profiler, trained_until_us
+from tests.hanging import PROCESS_HANGS_AFTER_S
 from tests.services.conftest import (
     AS_OF_US,
     NUM_BUCKETS,
@@ -321,7 +322,7 @@ def test_after_sigkill_the_same_command_ends_with_the_same_bytes(tiny: TinyRelea
     arguments = [sys.executable, "-c", KILLED, tiny.workspace.root.path, str(asked.first), str(asked.last)]
     folder = tiny.workspace.backfills(RELEASE)
     with subprocess.Popen(arguments) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PROCESS_HANGS_AFTER_S
         while len(folder.children()) < 3:
             assert process.poll() is None, "it ended before it was killed"
             assert time.monotonic() < deadline

@@ -15,6 +15,7 @@ from sonder.core.config import load
 from sonder.core.workspace import Workspace
 from sonder.releases.registry import Registry
 from tests.built import write_small_world
+from tests.hanging import PROCESS_HANGS_AFTER_S
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def sonder_build(config_file: Path, overrides: tuple[str, ...]) -> subprocess.Po
 
 def kill_when(process: subprocess.Popen[str], appears: str, workspace: Path) -> None:
     """SIGKILL the whole session of the build as soon as a file of that name exists in the staging area."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PROCESS_HANGS_AFTER_S
     while not list(workspace.glob(f".staging/**/{appears}")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -46,7 +47,7 @@ def test_a_killed_build_publishes_nothing_and_resumes(tmp_path: Path, appears: s
     finished_at = marker.stat().st_mtime_ns
 
     again = sonder_build(config_file, overrides)
-    _, told = again.communicate(timeout=600)
+    _, told = again.communicate(timeout=PROCESS_HANGS_AFTER_S)
     assert again.returncode == 0, told
     assert f"{appears.removesuffix('.json')}: done before, kept" in told
     assert finished_at < time.time_ns()

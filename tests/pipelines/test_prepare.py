@@ -29,6 +29,7 @@ from sonder.core.workspace import Workspace
 from sonder.events.reading import LogSplit
 from sonder.history.snapshot import buckets_of, find_user, read_bucket
 from sonder.history.vocabulary import Vocabulary
+from tests.hanging import PROCESS_HANGS_AFTER_S
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 FIELDS = ("user_id", "item_id", "action", "timestamp", "surface", "value")
@@ -335,7 +336,7 @@ def sonder_prepare(config_file: Path) -> subprocess.Popen[str]:
 
 def kill_when(process: subprocess.Popen[str], staging: Path, appears: str) -> None:
     """SIGKILL the job as soon as such a file exists, and wait until nobody of it writes any more."""
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + PROCESS_HANGS_AFTER_S
     while not list(staging.glob(appears)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

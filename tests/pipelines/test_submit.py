@@ -24,6 +24,7 @@ from sonder.core.errors import ConfigurationError, DataError, InvalidRequest, St
 from sonder.core.workspace import Workspace
 from sonder.releases.registry import Registry
 from tests.built import write_small_world
+from tests.hanging import PROCESS_HANGS_AFTER_S
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def submission(command: str, config_file: Path, overrides: Sequence[str], addres
 
 def run_jobs(address: str, *words: str, status: int = 0) -> str:
     command = [sys.executable, "-m", "pipelines.cli", "jobs", *words, "--address", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
@@ -208,14 +209,18 @@ def test_a_build_is_stopped_goes_on_ends_as_a_release_and_is_not_made_twice(tmp_
         submitted = next(line for line in first.stdout if line.startswith("Submitted "))
         job = submitted.removeprefix("Submitted ").strip(".\n")
         assert job.startswith("sonder-build-")
-        second = subprocess.run([*command, "--no-follow"], capture_output=True, text=True, timeout=120, check=True)
+        second = subprocess.run(
+            [*command, "--no-follow"], capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=True
+        )
         assert second.stdout.startswith(f"{job} is running already: attached to it.")
         next(line for line in first.stdout if "train: epoch 1" in line)
         assert f"{job} stopped." in run_jobs(cluster, "stop", job)
         first.stdout.read()
     assert first.returncode == 143
 
-    third = subprocess.run([*command, "--no-follow"], capture_output=True, text=True, timeout=120, check=True)
+    third = subprocess.run(
+        [*command, "--no-follow"], capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=True
+    )
     again = f"{job}-2"
     assert third.stdout.startswith(f"Submitted {again}. {job} stopped; this one goes on from there.")
     log = run_jobs(cluster, "logs", again, "--follow")
@@ -224,7 +229,7 @@ def test_a_build_is_stopped_goes_on_ends_as_a_release_and_is_not_made_twice(tmp_
     assert release.id in log
     assert log.removesuffix(f"{again} succeeded.\n") == run_jobs(cluster, "logs", again)
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=True)
     assert done.stdout.startswith(f"{again} succeeded at ")
     assert "--again" in done.stdout
     listed = run_jobs(cluster, "list")
@@ -234,9 +239,13 @@ def test_a_build_is_stopped_goes_on_ends_as_a_release_and_is_not_made_twice(tmp_
     assert "No job 'nobody'" not in run_jobs(cluster, "logs", "nobody", status=1)
 
     (tmp_path / "users.txt").write_text("nobody\n", encoding="utf-8")
-    subprocess.run([*command[:3], "store", "load", *command[5:-2]], check=True, timeout=180, capture_output=True)
+    subprocess.run(
+        [*command[:3], "store", "load", *command[5:-2]], check=True, timeout=PROCESS_HANGS_AFTER_S, capture_output=True
+    )
     words = ["submit", "repair", str(tmp_path / "users.txt"), *command[5:]]
-    repaired = subprocess.run([*command[:3], *words], capture_output=True, text=True, timeout=180, check=True)
+    repaired = subprocess.run(
+        [*command[:3], *words], capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=True
+    )
     assert "1 users, 1 unknown" in repaired.stdout  # the list has travelled
 
 
@@ -249,7 +258,7 @@ def test_a_submitted_command_that_fails_says_why_and_is_started_anew_the_next_ti
     jobs = []
     for _ in range(2):
         command = submission("prepare", config_file, nowhere, cluster)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=False)
         assert done.returncode == 2, done.stdout + done.stderr  # the command's own
         assert "Configuration is wrong. " in done.stdout
         assert "nowhere.csv" in done.stdout
@@ -263,7 +272,7 @@ def test_shipped_code_comes_before_what_the_cluster_has(tmp_path: Path, cluster:
     script = tmp_path / "shipped.py"
     script.write_text(SHIPPED, encoding="utf-8")
     command = [sys.executable, str(script), cluster, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=True)
     places = done.stdout.strip().splitlines()[-1].split()
     assert len(places) == 3
     assert all("_ray_pkg_" in place for place in places), places
@@ -294,7 +303,7 @@ def test_a_cluster_that_wants_a_token_is_told_in_one_sentence(
     file.write_text("events: {path: a.csv}\n", encoding="utf-8")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     command = submission("build", file, (), cluster)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_HANGS_AFTER_S, check=False)
     assert done.returncode == 1
     assert "asks for a token" in done.stderr
     assert "Traceback" not in done.stderr
