@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.segment import sample_buckets
 from sonder.encoder.artefact import load_encoder
 from sonder.encoder.inference import embed_users
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
@@ -82,7 +82,7 @@ class _Side:
     @classmethod
     def of(cls, release: Release, candidate: Release) -> _Side:
         history = candidate.workspace.history(candidate.manifest.snapshot)
-        timelines = read_timelines(history, Vocabulary.load(release.items), sample_buckets(history, ENOUGH_USERS))
+        timelines = read_timelines(history, Vocabulary.load(release.items), buckets_reaching(history, ENOUGH_USERS))
         spread = np.unique(np.linspace(0, timelines.num_users - 1, NUM_USERS).astype(np.int64))
         return cls(release, timelines.take(spread), candidate.manifest.as_of_us)
 

@@ -18,7 +18,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.probe import settle_moment
-from pipelines.segment import sample_buckets
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
 from sonder.encoder.artefact import Encoder, load_encoder
@@ -28,6 +27,7 @@ from sonder.evaluation.baselines import Popularity
 from sonder.evaluation.fallback import WithFallback
 from sonder.evaluation.paired import PairedDifference, paired_difference, paired_slices
 from sonder.evaluation.ranking import EmbeddingRanker, K, PerUser, score_lists, scored_users, take_users
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.cutoffs import Split, temporal
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
@@ -72,7 +72,7 @@ def compare_rankings(
     moment = settle_moment(candidate, [candidate, current])
     cutoff_us, end_us = moment.cutoff_us, candidate.manifest.as_of_us
     history = candidate.workspace.history(candidate.manifest.snapshot)
-    buckets = sample_buckets(history, max_users)
+    buckets = buckets_reaching(history, max_users)
     now = _Side.read(candidate, history, buckets, cutoff_us, end_us)
     rows = scored_users(now.everybody, max_users)
     was_ranked, now_ranked = _Side.read(current, history, buckets, cutoff_us, end_us).ranked(rows), now.ranked(rows)

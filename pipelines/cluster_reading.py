@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import bucket_numbers, part_file
-from pipelines.segment import SAMPLE_USERS, sample_buckets
+from pipelines.segment import SAMPLE_USERS
 from sonder.core.ids import unit_interval
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.snapshot import read_timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.segments.cluster_matching import FIRST_ID
@@ -52,7 +53,7 @@ class ParentClusters:
 
 def read_sample_vectors(vectors: Folder, history: Folder) -> tuple[NDArray[np.float32], bool]:
     """Vectors of SAMPLE_VECTORS users of the first buckets who have one, and whether that is everybody."""
-    chosen = sample_buckets(history, SAMPLE_VECTORS)
+    chosen = buckets_reaching(history, SAMPLE_VECTORS)
     users = sum(int(entry["users"]) for entry in read_manifest(history)["buckets"])
     parts = [with_vector(block) for bucket in chosen for block in vector_blocks(part_file(vectors, bucket))]
     sample_SD = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
@@ -135,8 +136,8 @@ def read_portraits(
     *,
     as_of_us: int,
 ) -> list[dict[str, Any]]:
-    """`name`, `name_parts` and `lifts` of each cluster [K], from the users of about SAMPLE_USERS in whole buckets."""
-    vocabulary, buckets = Vocabulary.load(items), sample_buckets(history, SAMPLE_USERS)
+    """`name`, `name_parts` and `lifts` of each cluster [K], from SAMPLE_USERS users at least, in whole buckets."""
+    vocabulary, buckets = Vocabulary.load(items), buckets_reaching(history, SAMPLE_USERS)
     timelines = read_timelines(history, vocabulary, buckets).before(as_of_us)
     users = pl.DataFrame({"user_id": pl.Series(timelines.user_ids.to_pylist(), dtype=pl.String)})
     for part, column in (("clusters", "cluster_id"), ("segments", "lifecycle")):

@@ -23,6 +23,7 @@ from sonder.encoder.artefact import load_encoder
 from sonder.encoder.inference import embed_users
 from sonder.evaluation.affinity import AffinityQuality, affinity_metrics, evaluate_affinity
 from sonder.evaluation.evaluate import evaluate_retrieval
+from sonder.history.bucket_sample import buckets_within
 from sonder.history.cutoffs import Split, leave_one_out, temporal
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
@@ -98,15 +99,13 @@ def evaluate_build(
 
 def evaluated_buckets(history: Folder) -> tuple[list[int], str | None]:
     """The buckets that are measured, from the first, and a sentence about them if they are not all."""
-    entries = sorted(read_manifest(history)["buckets"], key=lambda entry: int(entry["bucket"]))
-    users, events = (np.cumsum([0, *(int(entry[name]) for entry in entries)]) for name in ("users", "events"))
-    fits = (users[1:] <= MAX_USERS) & (events[1:] <= MAX_EVENTS)
-    num = max(1, int(fits.sum()))
-    chosen = [int(entry["bucket"]) for entry in entries[:num]]
-    if users[num] == users[-1]:
+    chosen = buckets_within(history, max_users=MAX_USERS, max_events=MAX_EVENTS)
+    users = {int(entry["bucket"]): int(entry["users"]) for entry in read_manifest(history)["buckets"]}
+    looked_at, everybody = sum(users[bucket] for bucket in chosen), sum(users.values())
+    if looked_at == everybody:
         return chosen, None
-    told = f"{users[num]:,} of {users[-1]:,} users were looked at, in {num} of {len(entries)} buckets drawn by a digest"
-    return chosen, f"{told} of their id"
+    told = f"{looked_at:,} of {everybody:,} users were looked at, in {len(chosen)} of {len(users)} buckets"
+    return chosen, f"{told} drawn by a digest of their id"
 
 
 def _lifecycle(history: Timelines, config: SonderConfig, cutoff_us: int) -> NDArray[np.int8]:

@@ -1,9 +1,9 @@
 """A forward test of carried models: what they made of the days that came after them.
 
-Users of whole buckets, from the first, up to SAMPLE_USERS, who acted since the parent release: from what they had done
-by then, with the popularity of then, what they wanted after it. The protocol is `temporal` with the parent's `as_of` as
-the cutoff, so the window is as long as the increment and its numbers have names of their own, `forward.*`: one day is
-not held against the thirty of a full build.
+Users of whole buckets, SAMPLE_USERS at least, who acted since the parent release: from what they had done by then, with
+the popularity of then, what they wanted after it. The protocol is `temporal` with the parent's `as_of` as cutoff, so
+the window is as long as the increment and its numbers have names of their own, `forward.*`: one day is not held against
+the thirty of a full build.
 Limits: the baselines have the settings that an evaluation without a validation split gives them. Scores promise what
 comes true in days that have not passed yet; their numbers are those of the release that fitted them.
 """
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.segment import SAMPLE_USERS, sample_buckets
+from pipelines.segment import SAMPLE_USERS
 from sonder.core.storage import Folder, read_manifest
 from sonder.encoder.artefact import load_encoder, load_popularity
 from sonder.encoder.inference import embed_users
 from sonder.evaluation.evaluate import evaluate_retrieval
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.cutoffs import temporal
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
@@ -36,7 +37,7 @@ def evaluate_forward(
     if as_of_us <= since_us:
         return {"metrics": {}, "about": about | {"reason": "nothing happened after the parent release"}}
     vocabulary = Vocabulary.load(target / "items")
-    timelines = _acted(read_timelines(history, vocabulary, sample_buckets(history, SAMPLE_USERS)), since_us)
+    timelines = _acted(read_timelines(history, vocabulary, buckets_reaching(history, SAMPLE_USERS)), since_us)
     split = temporal(timelines, vocabulary, cutoff_us=since_us, end_us=as_of_us)
     encoder, popularity_I = load_encoder(target / "encoder"), np.zeros(vocabulary.num_items)
     known_I = load_popularity(parent.items)

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import over_buckets, part_file
 from pipelines.embed import VECTORS, EmbedBucket
-from pipelines.segment import sample_buckets
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.errors import InvalidRequest, NotFound
@@ -35,6 +34,7 @@ from sonder.encoder.artefact import training_of
 from sonder.evaluation.probe_comparison import compare_probes
 from sonder.evaluation.probe_questions import Questions, cut_questions
 from sonder.evaluation.probes import Probes, run_probes
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.cutoffs import test_cutoff_us
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY
@@ -157,7 +157,7 @@ def _ask(workspace: Workspace, moment: Moment, max_users: int) -> tuple[Question
     """The questions, of a sample of users, and a sentence about it if they are not all."""
     history = workspace.history(moment.snapshot)
     vocabulary = Vocabulary.load(workspace.items(moment.snapshot))
-    timelines = read_timelines(history, vocabulary, sample_buckets(history, max_users))
+    timelines = read_timelines(history, vocabulary, buckets_reaching(history, max_users))
     drawn = np.argsort(unit_interval(pl.Series(timelines.user_ids), SAMPLE_KEY), kind="stable")
     rows = np.sort(drawn[:max_users])
     questions = cut_questions(
@@ -181,7 +181,7 @@ def _vectors(
     """Vectors of these users at the cutoff, by the release's encoder, in their order [U, D]."""
     workspace = release.workspace
     history = workspace.history(moment.snapshot)
-    buckets = sample_buckets(history, max_users)
+    buckets = buckets_reaching(history, max_users)
     name = digest_json([release.id, moment.snapshot, moment.cutoff_us, buckets])
     staging = workspace.staging(f"probe-{name}")
     arguments = {

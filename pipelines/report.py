@@ -17,7 +17,6 @@ from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from pipelines.lifecycle import EVENTS_IN_PROCESS, event_times, read_growth
 from pipelines.report_lookalike import illustrate_reach
 from pipelines.report_stories import promise_of, tell_stories
-from pipelines.segment import sample_buckets
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
@@ -40,6 +39,7 @@ from sonder.evaluation.report_content import (
 )
 from sonder.evaluation.report_counts import COUNTED, Counts, counted
 from sonder.events.contract import Col
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.snapshot import read_bucket
 from sonder.interests.affinity_artefact import CONFIG_FILE
 from sonder.scoring.heads import load_refusals
@@ -92,7 +92,7 @@ def _content(
     history, is_ordinal = workspace.history(snapshot), bool(manifest["is_ordinal"])
     counts = _counts(history, target)
     has_interests = counts.num_interests > 0
-    looked_at = [part_file(target / "profiles", bucket) for bucket in sample_buckets(history, LOOKED_AT)]
+    looked_at = [part_file(target / "profiles", bucket) for bucket in buckets_reaching(history, LOOKED_AT)]
     profiles = _profiles(looked_at)
     missing = {} if flat else {"retrieval": str(evaluation.reason)}
     growth = read_growth(target)

@@ -24,6 +24,7 @@ from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder, read_manifest
 from sonder.evaluation.reach_chart import ReachFacts, ReachRow
 from sonder.events.contract import Col
+from sonder.history.bucket_sample import buckets_within
 from sonder.history.snapshot import read_bucket
 from sonder.segments.lookalike import MIN_SEEDS
 
@@ -49,7 +50,7 @@ def illustrate_reach(
     if task is None:
         return "No score names an `action`, so there is no list of people who did it."
     users = {int(entry["bucket"]): int(entry["users"]) for entry in read_manifest(history)["buckets"]}
-    buckets = first_buckets(users)
+    buckets = buckets_within(history, max_users=MAX_USERS)
     workers = 0 if len(buckets) == 1 else num_workers  # one bucket is not worth another process
     start = as_of - timedelta(days=task.within_days)
     arguments = {"history": history.uri, "profiles": (target / "profiles").uri}
@@ -98,18 +99,6 @@ class FindActors:
         actors = known.filter(known.is_in(acted.unique().implode()))
         drawn = pl.DataFrame({"draw": unit_interval(actors, SEED_KEY), "user_id": actors}).sort("draw", "user_id")
         return {"known": len(known), "actors": len(actors), "drawn": drawn.head(MAX_SEEDS).rows()}
-
-
-def first_buckets(users: dict[int, int]) -> list[int]:
-    """Whole buckets that hold users, from the first up to MAX_USERS users; one at least."""
-    chosen: list[int] = []
-    num = 0
-    for bucket in sorted(bucket for bucket, count in users.items() if count):
-        if chosen and num + users[bucket] > MAX_USERS:
-            break
-        chosen.append(bucket)
-        num += users[bucket]
-    return chosen
 
 
 def draw_seeds(drawn: Sequence[tuple[float, str]]) -> pl.Series:

@@ -19,11 +19,12 @@ from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
 from pipelines.embed import vector_table
 from sonder.core import telemetry
 from sonder.core.config import InterestsConfig, SonderConfig
-from sonder.core.storage import Folder, read_manifest
+from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import Encoder, load_encoder, save_popularity
 from sonder.encoder.inference import embed_users
 from sonder.encoder.trend import decayed_counts
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.snapshot import buckets_of, read_timelines
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
@@ -36,7 +37,7 @@ from sonder.segments.thresholds import LifecycleThresholds, derive_thresholds
 
 THRESHOLDS_FILE = "thresholds.json"
 INTERESTS_FILE = "config.json"
-SAMPLE_USERS = 50_000  # what the data decides, it decides on about this many users: whole buckets, from the first
+SAMPLE_USERS = 50_000  # what the data decides, it decides on these many users at least: whole buckets, from the first
 PARTS = ("vectors", "interests", "affinities", "segments")
 
 
@@ -148,16 +149,8 @@ class SegmentBucket:
 
 
 def read_sample(history: Folder, vocabulary: Vocabulary) -> Timelines:
-    """The users of `sample_buckets`."""
-    return read_timelines(history, vocabulary, sample_buckets(history, SAMPLE_USERS))
-
-
-def sample_buckets(history: Folder, num_users: int) -> list[int]:
-    """Whole buckets from the first, up to `num_users` users: a bucket is a random draw of users, by their digest."""
-    entries = sorted(read_manifest(history)["buckets"], key=lambda entry: int(entry["bucket"]))
-    before = np.cumsum([0, *(entry["users"] for entry in entries)])[:-1]
-    chosen = [entry for entry, users in zip(entries, before, strict=True) if users < num_users and entry["users"]]
-    return [int(entry["bucket"]) for entry in chosen]
+    """At least SAMPLE_USERS users, in whole buckets."""
+    return read_timelines(history, vocabulary, buckets_reaching(history, SAMPLE_USERS))
 
 
 def _total(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from pipelines.lifecycle import thresholds_of
 from pipelines.score_rows import features_at
-from pipelines.segment import sample_buckets
 from pipelines.stability_published import Published, compare_audiences, read_published
 from sonder.core import telemetry
 from sonder.core.errors import ArtefactMismatch, NotFound
@@ -43,6 +42,7 @@ from sonder.evaluation.stability import (
     population_stability_index,
     user_overlap,
 )
+from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.record import iso_time
@@ -89,7 +89,7 @@ def _measure(workspace: Workspace, snapshot: str, target: Folder, parent: str | 
     except (ArtefactMismatch, NotFound) as error:
         return nothing | {"reason": f"the parent cannot be read: {error}"}
     after = Side.open(target, target / "items")
-    old, new = read_published(release, history, target, sample_buckets(history, SAMPLE_USERS), most=SAMPLE_USERS)
+    old, new = read_published(release, history, target, buckets_reaching(history, SAMPLE_USERS), most=SAMPLE_USERS)
     if not new.num_users:
         return nothing | {"reason": "no user of the sample is in both releases"}
     moment_us = min(release.manifest.as_of_us, as_of_us)

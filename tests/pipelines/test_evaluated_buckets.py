@@ -22,12 +22,12 @@ def history_of(folder: Path, counts: Sequence[tuple[int, int]]) -> Folder:
 @pytest.mark.parametrize(
     ("counts", "chosen"),
     [
-        ([(10, 50), (20, 60), (0, 0)], [0, 1, 2]),  # all of it
+        ([(10, 50), (20, 60), (0, 0)], [0, 1]),  # everybody
         ([(60, 50), (40, 60), (1, 1)], [0, 1]),  # more than 100 users
         ([(10, 700), (20, 400), (30, 1)], [0]),  # more than 1,000 events
         ([(500, 50), (1, 1)], [0]),  # one bucket at least
         ([(60, 50), (60, 1), (10, 1)], [0]),  # a later one that would fit is not picked out: the first are the draw
-        ([(60, 50), (0, 0)], [0, 1]),  # everybody, whatever empty buckets there are
+        ([(0, 0), (60, 50), (60, 0)], [1]),  # one with users
     ],
 )
 def test_whole_buckets_from_the_first_until_users_or_events_are_too_many(

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import report_lookalike
 from pipelines.bucket_tasks import part_file
-from pipelines.report_lookalike import draw_seeds, first_buckets, illustrate_reach
+from pipelines.report_lookalike import draw_seeds, illustrate_reach
 from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder
 from sonder.evaluation.reach_chart import ReachFacts
@@ -89,12 +89,6 @@ def test_a_list_that_is_too_short_or_nearly_everybody_is_left_out_with_its_reaso
 def test_without_an_action_or_without_dates_there_is_no_list(folder: Folder) -> None:
     assert "No score names an `action`" in reach_of(folder, (CHURN,))
     assert "no dates" in reach_of(folder, is_ordinal=True)
-
-
-def test_whole_buckets_are_taken_up_to_the_bound_and_one_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_lookalike, "MAX_USERS", 10)
-    assert first_buckets({0: 6, 1: 0, 2: 4, 3: 1}) == [0, 2]
-    assert first_buckets({0: 11, 1: 1}) == [0]
 
 
 def test_seeds_are_those_with_the_lowest_draw_whatever_bucket_they_lie_in(monkeypatch: pytest.MonkeyPatch) -> None:
