@@ -181,7 +181,7 @@ class EncoderConfig(Section):
         1, description="of a training; [least, most] takes what the cluster has and follows it"
     )
     worker_resources: dict[str, PositiveFloat] = Field(
-        {}, description="that each worker takes beside its CPU: {training: 1} is one on each node that declares it"
+        {}, description="that each worker takes beside its CPU, or instead: {training: 1}, {CPU: 4}"
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products, not of weights")
     parent: str | None = Field(None, description="release whose weights training goes on from")
