@@ -108,3 +108,7 @@ def secret_references(value: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for inner in value:
             yield from secret_references(inner)
+
+
+def selects(selector: dict[str, Any], pod: Pod) -> bool:
+    return set(selector.get("matchLabels", {}).items()) <= set(pod.labels.items())
