@@ -4,8 +4,9 @@ experiments."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,9 +21,10 @@ from sonder.releases.artefacts import Release
 from sonder.releases.canary import Canaries, Limits, Trial
 
 if TYPE_CHECKING:
-    from conftest import LocalHandle, Served
+    from conftest import LocalHandle, Served, TinyRelease
 
 LIMITS = Limits(min_requests=50)
+ARROW = {"accept": "application/vnd.apache.arrow.stream"}
 
 
 class Gateway:
@@ -83,3 +85,18 @@ def start(gateway: Gateway, candidate: str = "release-2", **options: Any) -> Tri
 
 def release_of(trial: Trial, user_id: str) -> str:
     return trial.candidate if trial.draw()(user_id) < trial.share else trial.served
+
+
+@contextmanager
+def of_three_releases(served: Served, another_release: Callable[[TinyRelease, str], str]) -> Iterator[Gateway]:
+    """A gateway that serves release-1 of a workspace with release-2 and release-3."""
+    for name in ("release-2", "release-3"):
+        another_release(served.release, name)
+    made = Gateway(served)
+    yield made
+    made.close()
+
+
+def timeless(content: bytes) -> bytes:
+    """An answer without its times."""
+    return re.sub(rb'"age_ms":\d+|"(computed_at|as_of)":"[^"]*"', b"", content)
