@@ -92,7 +92,7 @@ def test_an_afternoon_with_ones_own_log(place: Path) -> None:
         newest = max((place / "workspace" / "releases").glob("r-*"), key=lambda release: release.stat().st_mtime)
         assert forgotten not in pl.read_parquet(str(newest / "profiles" / "*" / "*.parquet"))["user_id"]
     assert newest.name in sonder(place, check.replace("RELEASE", newest.name))
-    assert "5 %" in sonder(place, canary.replace("RELEASE", newest.name))
+    assert "5.0% of the users" in sonder(place, canary.replace("RELEASE", newest.name))
     sonder(place, "canary stop --reason seen")  # it and an experiment would both choose a user's release
     assert "Findings" in sonder(place, adopt.replace("RELEASE", newest.name))
     assert (place / "adopt.html").exists()
