@@ -5,45 +5,28 @@ comes from the environment that AWS' own tools read: AWS_ENDPOINT_URL, AWS_REGIO
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or what the platform gives the machine. A file system that travels to a worker
 carries none of it, and no message repeats what a server said but its error code.
 Requests: a read of up to WHOLE_BYTES is one; a listing is one per 1,000 names; nothing is cached.
-Failures of the network and of the server are tried again with a growing pause for RETRY_S at most.
+Failures are tried again and explained by `object_store_client`.
 Limits: folders exist while something is in them; an object above COPY_BYTES is copied through this machine.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import obstore
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
-from obstore.exceptions import AlreadyExistsError, BaseError, NotModifiedError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, NotModifiedError, PreconditionError
 from obstore.store import S3Store
 
-from sonder.core.errors import StorageError, StorageUnavailable
+from sonder.core.errors import StorageUnavailable
+from sonder.core.object_store_client import FIRST_PAUSE_S, LONGEST_PAUSE_S, RETRY_S, explained, located
 
 WHOLE_BYTES = 8 << 20  # up to here a file that is opened is read at once
 BLOCK_BYTES = 8 << 20
 COPY_BYTES = 5 << 30  # what S3 copies on its side in one request
-RETRY_S = 60.0
-MOST_TRIES = 8
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0
-CONNECT_S = 5.0
-_READ = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_REFUSED = {
-    "AccessDenied": "these credentials may not do that",
-    "InvalidAccessKeyId": "it does not know the access key",
-    "SignatureDoesNotMatch": "the secret key is another one",
-    "ExpiredToken": "the session token has expired",
-}
 
 
 class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no types
@@ -56,10 +39,10 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         path = self._strip_protocol(path)
-        store, key = _located(path)
+        store, key = located(path)
         if key and (found := self._head(path)) is not None:
             return found
-        with _explained(path):
+        with explained(path):
             is_there = _has_any(store, key)
         if not is_there and key:
             raise FileNotFoundError(path)
@@ -78,14 +61,14 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
     def isdir(self, path: str) -> bool:
         """One listing; a name that is a file is no folder."""
         path = self._strip_protocol(path)
-        store, key = _located(path)
-        with _explained(path):
+        store, key = located(path)
+        with explained(path):
             return _has_any(store, key) or not key
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         path = self._strip_protocol(path)
-        store, key = _located(path)
-        with _explained(path):
+        store, key = located(path)
+        with explained(path):
             found = obstore.list_with_delimiter(store, f"{key}/" if key else None)
         bucket = path.split("/", 1)[0]
         entries = [_entry(bucket, one) for one in found["objects"] if one["path"] != key]
@@ -105,9 +88,9 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
         if maxdepth is not None or withdirs:
             return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail)
         path = self._strip_protocol(path)
-        store, key = _located(path)
+        store, key = located(path)
         bucket = path.split("/", 1)[0]
-        with _explained(path):
+        with explained(path):
             pages = list(obstore.list(store, f"{key}/" if key else None))
         found = {entry["name"]: entry for page in pages for entry in (_entry(bucket, one) for one in page)}
         if not found and key and (file := self._head(path)) is not None:
@@ -118,11 +101,11 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
         return self.info(path)["LastModified"]
 
     def _head(self, path: str) -> dict[str, Any] | None:
-        store, key = _located(path)
+        store, key = located(path)
         if not key:
             return None
         try:
-            with _explained(path):
+            with explained(path):
                 return _entry(path.split("/", 1)[0], obstore.head(store, key))
         except FileNotFoundError:
             return None
@@ -131,7 +114,7 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         path = self._strip_protocol(path)
-        store, key = _located(path)
+        store, key = located(path)
         if start is not None or end is not None:
             size = self.size(path) if end is None or end < 0 or (start or 0) < 0 else None
             first = 0 if start is None else start + size if start < 0 and size is not None else start
@@ -139,16 +122,16 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
             assert last is not None
             if last <= first:
                 return b""
-            with _explained(path):
+            with explained(path):
                 return bytes(obstore.get_range(store, key, start=first, end=last))
-        with _explained(path):
+        with explained(path):
             return bytes(obstore.get(store, key).bytes())
 
     def read_if_changed(self, path: str, version: str | None) -> tuple[bytes, str] | None:
         """Content and version of a file, None if it still has this version; one request."""
-        store, key = _located(path)
+        store, key = located(path)
         try:
-            with _explained(path):
+            with explained(path):
                 found = obstore.get(store, key, options={"if_none_match": version} if version else {})
                 return found.bytes().to_bytes(), _version(found.meta)
         except NotModifiedError:
@@ -156,19 +139,19 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
 
     def get_file(self, rpath: str, lpath: str, **_: Any) -> None:
         path = self._strip_protocol(rpath)
-        store, key = _located(path)
+        store, key = located(path)
         Path(lpath).parent.mkdir(parents=True, exist_ok=True)
-        with _explained(path), Path(lpath).open("wb") as file:
+        with explained(path), Path(lpath).open("wb") as file:
             for chunk in obstore.get(store, key):
                 file.write(chunk)
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        store, key = _located(path)
+        store, key = located(path)
         if mode == "wb":
             return _Writing(self, path, mode="wb", block_size=BLOCK_BYTES)
         if mode != "rb":
             raise ValueError(f"Files of an object store are opened to read or to write, not {mode!r}")
-        with _explained(path):
+        with explained(path):
             found = obstore.get(store, key)
             if found.meta["size"] <= WHOLE_BYTES:
                 return BytesIO(found.bytes().to_bytes())
@@ -182,8 +165,8 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
         if mode == "create":
             self.create(path, value)
             return
-        store, key = _located(path)
-        with _explained(path):
+        store, key = located(path)
+        with explained(path):
             obstore.put(store, key, memoryview(value).cast("B"))
 
     def create(self, path: str, value: bytes) -> str:
@@ -196,11 +179,11 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
 
     def _conditional(self, path: str, value: bytes, mode: Any) -> str:
         """One try at a time: a try whose answer was lost may have been heard, and the next one then meets its own."""
-        store, key = _located(path, tries=0)
+        store, key = located(path, tries=0)
         deadline, pause_s, was_heard = time.monotonic() + RETRY_S, FIRST_PAUSE_S, False
         while True:
             try:
-                with _explained(path):
+                with explained(path):
                     return _version(obstore.put(store, key, value, mode=mode, use_multipart=False))
             except StorageUnavailable:
                 if time.monotonic() + pause_s > deadline:
@@ -224,10 +207,10 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
 
     def put_file(self, lpath: str, rpath: str, mode: str = "overwrite", **_: Any) -> None:
         path = self._strip_protocol(rpath)
-        store, key = _located(path)
+        store, key = located(path)
         if Path(lpath).is_dir():
             return
-        with _explained(path):
+        with explained(path):
             obstore.put(store, key, Path(lpath))
 
     def cp_file(self, path1: str, path2: str, size: int | None = None, **_: Any) -> None:
@@ -236,9 +219,9 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
         `size`: of the file, where it is known; else it is asked for.
         """
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
-        (source, key1), (target, key2) = _located(path1), _located(path2)
+        (source, key1), (target, key2) = located(path1), located(path2)
         is_near = path1.split("/", 1)[0] == path2.split("/", 1)[0]
-        with _explained(path1):
+        with explained(path1):
             size = obstore.head(source, key1)["size"] if size is None else size
             if is_near and size <= COPY_BYTES:
                 obstore.copy(source, key1, key2)
@@ -250,8 +233,8 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
 
     def rm_file(self, path: str) -> None:
         path = self._strip_protocol(path)
-        store, key = _located(path)
-        with _explained(path):
+        store, key = located(path)
+        with explained(path):
             obstore.delete(store, key)
 
     _rm = rm_file
@@ -260,10 +243,10 @@ class ObjectStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no 
         """Delete objects, 1,000 a request."""
         for one in [path] if isinstance(path, str) else path:
             stripped = self._strip_protocol(one)
-            store, key = _located(stripped)
+            store, key = located(stripped)
             names = self.find(stripped) if recursive else [stripped]
-            with _explained(stripped):
-                obstore.delete(store, [_located(name)[1] for name in names] or [key])
+            with explained(stripped):
+                obstore.delete(store, [located(name)[1] for name in names] or [key])
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
         """Folders need not be made."""
@@ -279,8 +262,8 @@ class _Reading(AbstractBufferedFile):  # type: ignore[misc]
     """A large file, read by ranges with some bytes ahead."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        store, key = _located(self.path)
-        with _explained(self.path):
+        store, key = located(self.path)
+        with explained(self.path):
             return bytes(obstore.get_range(store, key, start=start, end=end))
 
 
@@ -288,11 +271,11 @@ class _Writing(AbstractBufferedFile):  # type: ignore[misc]
     """A file that appears when it is closed, uploaded in parts meanwhile."""
 
     def _initiate_upload(self) -> None:
-        store, key = _located(self.path)
+        store, key = located(self.path)
         self._writer = obstore.open_writer(store, key, buffer_size=BLOCK_BYTES)
 
     def _upload_chunk(self, final: bool = False) -> bool:
-        with _explained(self.path):
+        with explained(self.path):
             self._writer.write(self.buffer.getvalue())
             if final:
                 self._writer.close()
@@ -319,83 +302,3 @@ def _entry(bucket: str, found: Any) -> dict[str, Any]:
 
 def _version(found: Any) -> str:
     return str(found["e_tag"])
-
-
-def _located(path: str, tries: int = MOST_TRIES) -> tuple[S3Store, str]:
-    """The bucket's client, and the key."""
-    bucket, _, key = path.partition("/")
-    environment = tuple(os.environ.get(name) for name in _READ)
-    return _store(bucket, _endpoint(), tries, environment), key.strip("/")
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-@lru_cache(maxsize=16)
-def _store(bucket: str, endpoint: str | None, tries: int, environment: tuple[str | None, ...]) -> S3Store:
-    """One client per bucket, endpoint and credentials in this process; it holds the connections."""
-    return S3Store(
-        bucket,
-        **({"endpoint": endpoint} if endpoint else {}),
-        client_options={
-            "allow_http": endpoint is not None and endpoint.startswith("http://"),
-            "connect_timeout": timedelta(seconds=CONNECT_S),
-            "timeout": timedelta(seconds=RETRY_S),
-        },
-        retry_config={
-            "max_retries": tries,
-            "retry_timeout": timedelta(seconds=RETRY_S),
-            "backoff": {
-                "init_backoff": timedelta(seconds=FIRST_PAUSE_S),
-                "max_backoff": timedelta(seconds=LONGEST_PAUSE_S),
-                "base": 2,
-            },
-        },
-    )
-
-
-@contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """What a server or the network refuses, as an error that says what to do; an absent file is FileNotFoundError."""
-    try:
-        yield
-    except (AlreadyExistsError, PreconditionError, NotModifiedError):
-        raise
-    except (FileNotFoundError, BaseError) as error:
-        told = _told(path, error)
-        if told is not None:
-            raise told from None  # obstore's own text repeats request and answer
-        raise FileNotFoundError(path) from None
-
-
-def _told(path: str, error: BaseException) -> StorageError | None:
-    """None for an object that is not there."""
-    bucket, where = path.split("/", 1)[0], _endpoint() or "AWS"
-    match = _CODE.search(str(error))
-    code = match.group(1) if match else type(error).__name__
-    if code in ("NoSuchBucket", "InvalidBucketName"):
-        return StorageError(
-            f"There is no bucket {bucket!r} at {where} ({code})",
-            expected="a bucket that exists; Sonder makes none",
-            do="Make it, or correct the URI or AWS_ENDPOINT_URL.",
-        )
-    if code == "RequestTimeTooSkewed":
-        return StorageError(
-            f"{where} refuses requests: the clock of this machine is another one ({code})",
-            expected="clocks that differ by less than 15 minutes",
-            do="Set the clock, by NTP say.",
-        )
-    if code in _REFUSED or code in ("PermissionDeniedError", "UnauthenticatedError"):
-        return StorageError(
-            f"{where} refuses s3://{path}: {_REFUSED.get(code, 'no access')} ({code})",
-            expected="credentials that may read, write, list and delete in the bucket",
-            do="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), or correct the bucket's policy.",
-        )
-    if isinstance(error, FileNotFoundError):
-        return None
-    return StorageUnavailable(
-        f"{where} did not answer for s3://{path} ({code})",
-        expected=f"an answer within {RETRY_S:.0f} s of trying",
-        do="Look whether the endpoint can be reached from this machine, and at AWS_ENDPOINT_URL.",
-    )

@@ -19,6 +19,7 @@ import pytest
 from obstore.exceptions import GenericError
 
 import sonder.core.object_store as object_store
+import sonder.core.object_store_client as object_store_client
 from sonder.core.errors import DataError, NotFound, StorageError, StorageUnavailable
 from sonder.core.storage import Folder, publish, read_manifest
 from tests.redis_server import free_port
@@ -198,7 +199,7 @@ def test_an_absent_bucket_is_told(s3_server: S3Server, monkeypatch: pytest.Monke
 
 def test_an_endpoint_that_nobody_listens_at_is_told(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr(object_store, "RETRY_S", 1.0)
+    monkeypatch.setattr(object_store_client, "RETRY_S", 1.0)
     with pytest.raises(StorageUnavailable, match="did not answer") as silent:
         Folder.at("s3://sonder-tests/a").read_bytes()
     assert silent.value.status == 503
