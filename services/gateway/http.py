@@ -23,7 +23,7 @@ from services.gateway.doors import Doors, HttpDoors
 from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
 from services.gateway.experiment_routes import experiments
 from services.gateway.experimenting import learn_eligible
-from services.gateway.hot import RELEASE_HEADER, StoredReads
+from services.gateway.hot import RELEASE_HEADER, HotReads
 from services.gateway.schemas import PathItemId, PathUserId
 from services.gateway.split import SplitEngine
 from services.gateway.stages import Wish
@@ -156,7 +156,7 @@ def create_app(engine: Engine | None, *, doors: Doors | None = None) -> FastAPI:
     app.include_router(experiments)
     app.include_router(operations)
     app.include_router(observing.observation)
-    app.add_middleware(StoredReads, route=_route_of(read_profile))
+    app.add_middleware(HotReads, route=_route_of(read_profile))
     problems.install(app)
     if doors is not None:
         app.add_middleware(HttpDoors, doors=doors)

@@ -49,7 +49,7 @@ def problem(
 
 def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem document."""
-    app.add_exception_handler(SonderError, _on_sonder_error)
+    app.add_exception_handler(SonderError, on_sonder_error)
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
@@ -88,7 +88,8 @@ def _too_large(path: str) -> Response:
     return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, instance=path)
 
 
-async def _on_sonder_error(request: Request, error: Exception) -> Response:
+async def on_sonder_error(request: Request, error: Exception) -> Response:
+    """The problem document of an error of ours, and its line in the log where it is no mistake of the caller."""
     assert isinstance(error, SonderError)
     if error.status >= 500:
         logger.error("%s %s: %s", request.method, _route(request), error)

@@ -1,4 +1,4 @@
-"""The short way of a stored read answers exactly what the route answers, and leaves everything else to it."""
+"""The short way of a read, stored or fresh, answers exactly what the route answers; all else is left to it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from services.gateway import hot
 from services.gateway.engine import Engine
-from services.gateway.hot import StoredReads
 from services.gateway.http import create_app
-from sonder.core.errors import StageUnavailable
+from sonder.core.errors import ArtefactMismatch, SonderError, StageUnavailable
 
 if TYPE_CHECKING:
     from conftest import Served
@@ -30,15 +30,18 @@ def answers(engine: Any, paths: list[str], method: str = "GET") -> list[httpx.Re
 def is_short(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each request since took the short way."""
     taken: list[bool] = []
-    original = StoredReads._profile
+    original = hot._plain_id
 
-    def recorded(self: StoredReads, scope: Any) -> bytes | None:
-        content = original(self, scope)
-        taken.append(content is not None)
-        return content
+    def recorded(scope: Any) -> str | None:
+        user_id = original(scope)
+        taken.append(user_id is not None)
+        return user_id
 
-    monkeypatch.setattr(StoredReads, "_profile", recorded)
+    monkeypatch.setattr(hot, "_plain_id", recorded)
     return taken
+
+
+VOLATILE = {"age_ms": 0, "computed_at": ""}
 
 
 @pytest.mark.parametrize("user", ["user-1", "nobody", "u" * 256, "a:b,c;d=e@f"])
@@ -49,6 +52,49 @@ def test_both_ways_give_the_same_answer(served: Served, is_short: list[bool], us
     assert (short.status_code, set(short.headers)) == (routed.status_code, set(routed.headers))
     assert short.headers["content-type"] == routed.headers["content-type"]
     assert int(short.headers["content-length"]) == len(short.content)
+
+
+@pytest.mark.parametrize("user", ["user-1", "nobody", "u" * 256, "a:b,c;d=e@f"])
+def test_both_ways_give_the_same_fresh_profile(served: Served, is_short: list[bool], user: str) -> None:
+    short, routed = answers(served.engine, [f"/v1/users/{user}?fresh=true", f"/v1/users/{user}?fresh=1"])
+    assert is_short == [True, False]
+    assert {**short.json(), **VOLATILE} == {**routed.json(), **VOLATILE}
+    assert list(short.json()) == list(routed.json())
+    assert (short.status_code, set(short.headers)) == (routed.status_code, set(routed.headers))
+    assert int(short.headers["content-length"]) == len(short.content)
+
+
+def test_a_fresh_profile_of_a_named_release_takes_the_route(served: Served, is_short: list[bool]) -> None:
+    answer = served.request("GET", "/v1/users/user-1?fresh=true", headers={"x-sonder-release": "another"})
+    assert (is_short, answer.status_code) == ([False], 404)
+
+
+@pytest.mark.parametrize("error", [StageUnavailable("The store is away"), ArtefactMismatch("A torn record")])
+def test_a_fresh_profile_that_fails_is_asked_for_once_and_told_like_by_the_route(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: SonderError
+) -> None:
+    asked = []
+
+    async def failing(self: Engine, user_id: str, fields: Any = None) -> bytes:
+        asked.append(user_id)
+        raise error
+
+    monkeypatch.setattr(Engine, "fresh_profile", failing)
+    short, routed = answers(served.engine, ["/v1/users/user-1?fresh=true", "/v1/users/user-1?fresh=1"])
+    assert asked == ["user-1", "user-1"]
+    assert (short.status_code, short.json()) == (routed.status_code, routed.json())
+    assert {**short.headers, "x-request-id": ""} == {**routed.headers, "x-request-id": ""}
+
+
+def test_a_bug_in_a_fresh_profile_is_told_without_its_words(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(self: Engine, user_id: str, fields: Any = None) -> bytes:
+        raise ZeroDivisionError("of secrets")
+
+    monkeypatch.setattr(Engine, "fresh_profile", failing)
+    (answer,) = answers(served.engine, ["/v1/users/user-1?fresh=true"])
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "secrets" not in answer.text
 
 
 @pytest.mark.parametrize(
@@ -62,6 +108,10 @@ def test_both_ways_give_the_same_answer(served: Served, is_short: list[bool], us
         "/v1/users/user-1/scores",
         "/v1/users/user-1/",
         "/v1/users/user-1?fields=scores",
+        "/v1/users/user-1?fresh=1",
+        "/v1/users/user-1?fresh=true&fields=scores",
+        "/v1/users/user-1?fresh=true&release=release-1",
+        "/v1/users/user-1/segments?fresh=true",
         "/v1/users:batchGet",
         "/v1/release",
     ],
@@ -76,7 +126,7 @@ def test_other_methods_take_the_route(served: Served) -> None:
 
 
 def test_failures_are_told_by_the_route(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert answers(None, ["/v1/users/user-1"])[0].status_code == 503
+    assert [one.status_code for one in answers(None, ["/v1/users/user-1", "/v1/users/user-1?fresh=true"])] == [503, 503]
 
     def away(self: Engine, user_id: str, fields: Any = None) -> bytes:
         raise StageUnavailable("The store is away")
@@ -94,4 +144,5 @@ def test_short_reads_are_counted_by_their_route(served: Served) -> None:
 
     before = counted()
     served.request("GET", "/v1/users/user-1")
-    assert counted() == before + 1
+    served.request("GET", "/v1/users/user-1?fresh=true")
+    assert counted() == before + 2
