@@ -120,10 +120,8 @@ def affinity_table(
             do="Build the release again.",
         )
     history = timelines.before(as_of_us)
-    levels = [
-        _level_rows(history, vocabulary, taxonomy, model, level, as_of_us, max_affinities)
-        for level in range(taxonomy.num_levels)
-    ]
+    said = _Said.of(history, vocabulary, as_of_us=as_of_us, half_life_days=model.half_life_days)
+    levels = [_level_rows(said, taxonomy, model, level, max_affinities) for level in range(taxonomy.num_levels)]
     if not levels:
         return AFFINITY_SCHEMA.empty_table()
     rows = {name: np.concatenate([level[name] for level in levels]) for name in levels[0]}
@@ -143,13 +141,35 @@ def evidence_of(
     history: Timelines, vocabulary: Vocabulary, codes_I: NDArray[np.int32], *, as_of_us: int, half_life_days: float
 ) -> Evidence:
     """Sum up the events of users (cut before `as_of` by the caller) by category; only shown actions say nothing."""
-    weights_N = vocabulary.weight_of(history.actions).astype(np.float64)
-    codes_N = np.where(history.items >= 0, codes_I.take(history.items, mode="clip"), -1).astype(np.int64)
-    is_said = (weights_N != 0) & (codes_N >= 0)
-    codes_N, weights_N, times_us = codes_N[is_said], weights_N[is_said], history.times_us[is_said]
+    said = _Said.of(history, vocabulary, as_of_us=as_of_us, half_life_days=half_life_days)
+    return _evidence_at(said, codes_I)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The events that say anything of known items, the same at every level."""
+
+    users: NDArray[np.int64]  # [N]
+    items: NDArray[np.int32]  # [N]
+    times_us: NDArray[np.int64]  # [N]
+    decayed: NDArray[np.float64]  # [N] weight, negative for what was not wanted
+
+    @classmethod
+    def of(cls, history: Timelines, vocabulary: Vocabulary, *, as_of_us: int, half_life_days: float) -> _Said:
+        weights_N = vocabulary.weight_of(history.actions).astype(np.float64)
+        is_said = (weights_N != 0) & (history.items >= 0)
+        times_us = history.times_us[is_said]
+        decayed_N = weights_N[is_said] * decay(times_us, as_of_us=as_of_us, half_life_days=half_life_days)
+        return cls(history.user_rows[is_said], history.items[is_said], times_us, decayed_N)
+
+
+def _evidence_at(said: _Said, codes_I: NDArray[np.int32]) -> Evidence:
+    codes_N = codes_I.take(said.items, mode="clip").astype(np.int64)
+    is_within = codes_N >= 0
+    times_us, decayed_N = said.times_us[is_within], said.decayed[is_within]
     num_categories = int(codes_I.max(initial=0)) + 1
-    keys_P, pair_N = np.unique(history.user_rows[is_said] * num_categories + codes_N, return_inverse=True)
-    decayed_N = weights_N * decay(times_us, as_of_us=as_of_us, half_life_days=half_life_days)
+    keys = said.users[is_within] * num_categories + codes_N[is_within]
+    keys_P, pair_N = np.unique(keys, return_inverse=True)
     last_us = np.full(len(keys_P), np.iinfo(np.int64).min)
     np.maximum.at(last_us, pair_N, times_us)
     return Evidence(
@@ -213,19 +233,15 @@ def strengths(shares_P: NDArray[np.float64], population_P: NDArray[np.float64], 
 
 
 def _level_rows(
-    history: Timelines,
-    vocabulary: Vocabulary,
+    said: _Said,
     taxonomy: Taxonomy,
     model: AffinityModel,
     level: int,
-    as_of_us: int,
     max_affinities: int,
 ) -> dict[str, NDArray[Any]]:
     """The columns of one level, by user and rank; users as rows, categories counted through all levels."""
     fitted = model.levels[level]
-    evidence = evidence_of(
-        history, vocabulary, taxonomy.codes_LI[level], as_of_us=as_of_us, half_life_days=model.half_life_days
-    )
+    evidence = _evidence_at(said, taxonomy.codes_LI[level])
     shares = level_shares(evidence, fitted)
     population = np.asarray(fitted.population)[evidence.categories]
     strength = strengths(shares, population, evidence)

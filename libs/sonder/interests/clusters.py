@@ -14,8 +14,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
 CHAIN_FROM = 1_500  # items; scipy walks the columns of half a matrix, which leaves the cache at about this size
@@ -26,30 +24,43 @@ def ward_clusters(
 ) -> NDArray[np.int64]:
     """Cluster of each pair [P], numbered from 0 through all users; the pairs of a user stand together.
 
-    Ward's heights never fall towards the root, so a cut keeps the merges below it: the clusters are the connected
-    components of one graph over all users' leaves and kept merges. (fcluster spends 5 times its work on checks.)
+    Ward's heights never fall towards the root, so a cut keeps the merges below it: a cluster is what has the same root
+    in the forest of all users' leaves and kept merges. (fcluster spends 5 times its work on checks, and a sparse graph
+    for its connected components costs more than the clusters of a few users do.)
     """
     num_pairs = len(users_P)
     bounds = np.append(np.flatnonzero(np.diff(users_P, prepend=-1)), num_pairs)
-    edges = []
+    edges = []  # of a node and the one that it became part of; each became part of one at most
     next_merge = num_pairs
     for start, end in pairwise(bounds.tolist()):
         size = end - start
         if size >= CHAIN_FROM:
-            edges.append(start + chain_merges(vectors_ID[items_P[start:end]], merge_distance))
+            edges.append(start + chain_merges(vectors_ID[items_P[start:end]], merge_distance).T)
         elif size > 1:
             tree = linkage(_distances(vectors_ID[items_P[start:end]]), "ward")
             nodes = tree[tree[:, 2] <= merge_distance, :2].astype(np.int64)
             children = np.where(nodes < size, nodes + start, nodes - size + next_merge)
-            parents = np.arange(next_merge, next_merge + len(nodes))
-            edges += [np.column_stack([parents, children[:, 0]]), np.column_stack([parents, children[:, 1]])]
+            parents = np.repeat(np.arange(next_merge, next_merge + len(nodes)), 2)
+            edges.append(np.stack([children.ravel(), parents]))
             next_merge += len(nodes)
     if not edges:
         return np.arange(num_pairs)
-    left, right = np.concatenate(edges).T
-    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(next_merge, next_merge))
-    labels = connected_components(graph, directed=False)[1]
-    return np.unique(labels[:num_pairs], return_inverse=True)[1]
+    parts, wholes = np.concatenate(edges, axis=1)
+    _, first, root_P = np.unique(_roots(parts, wholes, next_merge)[:num_pairs], return_index=True, return_inverse=True)
+    places = np.empty(len(first), dtype=np.int64)
+    places[np.argsort(first)] = np.arange(len(first))
+    return places[root_P]
+
+
+def _roots(parts: NDArray[np.int64], wholes: NDArray[np.int64], num_nodes: int) -> NDArray[np.int64]:
+    """What each node ends up in, by doubling the steps until nothing moves: as many rounds as a depth has bits."""
+    above = np.arange(num_nodes)
+    above[parts] = wholes
+    while True:
+        further = above[above]
+        if np.array_equal(further, above):
+            return above
+        above = further
 
 
 def chain_merges(x_nD: NDArray[np.float32], merge_distance: float) -> NDArray[np.int64]:

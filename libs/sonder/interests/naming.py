@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sonder.events.contract import Col
@@ -76,7 +77,7 @@ class _Counted:
 class Naming:
     """What the names are made of; made once for a catalogue, then used for any number of users."""
 
-    labels: pl.Series  # [I] title of each item, its id where it has none
+    labels: pa.LargeStringArray  # [I] title of each item, its id where it has none
     categories_I: NDArray[np.int64]  # code of each item's category in `categories`, -1 without one
     category_names: NDArray[np.object_]  # sorted
     levels: _OfItems  # each category that holds an item, and how deep it lies
@@ -104,7 +105,7 @@ class Naming:
         category_names, codes[held] = np.unique(
             items[Col.CATEGORY].drop_nulls().to_numpy().astype(object), return_inverse=True
         )
-        labels = items.select(pl.coalesce(Col.TITLE, Col.ITEM_ID))[Col.TITLE]
+        labels = items.select(pl.coalesce(Col.TITLE, Col.ITEM_ID))[Col.TITLE].to_arrow().cast(pa.large_string())
         return cls(labels, codes, category_names, levels, words, idf, readable)
 
     def categories(
@@ -127,34 +128,28 @@ class Naming:
         users_C: NDArray[np.int64],
     ) -> pa.Array:
         """Name of each cluster [C], never null; `users_C` is the user of each."""
-        frame = pl.DataFrame(
-            [
-                pl.Series("user", users_C),
-                self._shared_category(clusters_P, items_P, len(medoids_C)),
-                self._shared_words(clusters_P, items_P, len(medoids_C)),
-                self.labels.gather(medoids_C).alias("medoid"),
-            ]
-        )
-        detail = pl.coalesce("words", "medoid")
-        name = pl.coalesce("category", detail)
-        is_repeated = pl.struct("user", name.alias("name")).is_duplicated() & pl.col("category").is_not_null()
-        named = pl.when(is_repeated).then(name + ADDITION + detail).otherwise(name).alias("name")
-        return (
-            frame.select(named)["name"].to_arrow().cast(pa.string())
-        )  # one query: each costs more than a few users do
+        # By arrays and not by a query: waking the threads of one costs more than the names of a micro-batch do.
+        category = self._shared_category(clusters_P, items_P, len(medoids_C))
+        words = self._shared_words(clusters_P, items_P, len(medoids_C))
+        detail = pc.coalesce(words, self.labels.take(pa.array(medoids_C)).cast(pa.string()))
+        name = pc.coalesce(category, detail)
+        is_repeated = _is_repeated(users_C, name) & category.is_valid().to_numpy(zero_copy_only=False)
+        if not is_repeated.any():
+            return name
+        return pc.if_else(pa.array(is_repeated), pc.binary_join_element_wise(name, detail, ADDITION), name)
 
     def _shared_category(
         self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], num_clusters: int
-    ) -> pl.Series:
+    ) -> pa.Array:
         """The deepest category of more than half of a cluster's items, its last levels readable; null where none."""
         found = self.levels.counted(clusters_P, items_P)
         sizes_C = np.bincount(clusters_P, minlength=num_clusters)
         shared = found.keep(2 * found.counts > sizes_C[found.clusters])  # so there is one at most on each level
         first = _first_of(np.lexsort((-shared.places, shared.clusters)), shared.clusters)
         names = _spread(self.readable[shared.codes[first]], shared.clusters[first], num_clusters)
-        return pl.Series("category", names, dtype=pl.String)
+        return pa.array(names, pa.string())
 
-    def _shared_words(self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], num_clusters: int) -> pl.Series:
+    def _shared_words(self, clusters_P: NDArray[np.int64], items_P: NDArray[np.int64], num_clusters: int) -> pa.Array:
         """The words that tell a cluster's titles from the catalogue's; null where no two titles share any."""
         found = self.words.counted(clusters_P, items_P)
         shared = found.keep((found.counts >= 2) & (self.idf[found.codes] > 0))
@@ -165,7 +160,7 @@ class Naming:
         starts = np.flatnonzero(np.diff(chosen.clusters, prepend=-1))
         words = np.split(self.words.texts[chosen.codes], starts[1:]) if len(starts) else []
         joined = np.array([" ".join(part) for part in words], dtype=object)
-        return pl.Series("words", _spread(joined, chosen.clusters[starts], num_clusters), dtype=pl.String)
+        return pa.array(_spread(joined, chosen.clusters[starts], num_clusters), pa.string())
 
 
 def _levels(items: pl.DataFrame) -> pl.DataFrame:
@@ -194,6 +189,15 @@ def _words(items: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
     num_titles = population["item"].n_unique()
     idf = population.group_by("word").agg((num_titles / pl.len()).log().alias("idf"))
     return words.join(idf, on="word", maintain_order="left")
+
+
+def _is_repeated(users_C: NDArray[np.int64], names: pa.Array) -> NDArray[np.bool_]:
+    """Clusters [C] whose name another one of the same user has too."""
+    coded = names.dictionary_encode()
+    keys_C = users_C * max(1, len(coded.dictionary)) + coded.indices.to_numpy(zero_copy_only=False)
+    _, pair_C, counts = np.unique(keys_C, return_inverse=True, return_counts=True)
+    is_repeated: NDArray[np.bool_] = counts[pair_C] > 1
+    return is_repeated
 
 
 def _first_of(order: NDArray[np.int64], clusters: NDArray[np.int64], num: int = 1) -> NDArray[np.int64]:

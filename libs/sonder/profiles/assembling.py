@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sonder.events.contract import TIMESTAMP_TYPE, USER_SCHEMA
+from sonder.events.contract import TIMESTAMP_TYPE
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.interests.affinity import AFFINITY_SCHEMA
 from sonder.interests.ward import INTEREST_SCHEMA
@@ -64,7 +64,7 @@ def assemble_profiles(
         "interests": _lists("interests", _given(outputs.interests, INTEREST_SCHEMA), user_ids, ["rank"]),
         "affinities": _lists("affinities", _given(outputs.affinities, AFFINITY_SCHEMA), user_ids, ["level", "rank"]),
         "scores": _lists("scores", _with_base_rates(outputs.scores, base_rates), user_ids, ["place", "name"]),
-        **_facts(_given(outputs.users, USER_SCHEMA), user_ids, as_of_us),
+        **_facts(outputs.users, user_ids, as_of_us),
         "embedding": embeddings,
     }
     return pa.Table.from_arrays([columns[name] for name in PROFILE_SCHEMA.names], schema=PROFILE_SCHEMA)
@@ -79,22 +79,32 @@ def _column(table: pa.Table, name: str) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
+def _as(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Cast where there is anything to cast: an idle cast costs more than the columns of a few users."""
+    return column if column.type.equals(kind) else column.cast(kind)
+
+
 def _beside(user_ids: pa.Array, table: pa.Table) -> pa.Array:
     """Row of each user in a table with one row per user [U], null without one."""
-    return pc.index_in(user_ids, value_set=_column(table, "user_id").cast(pa.string()))
+    return pc.index_in(user_ids, value_set=_as(_column(table, "user_id"), pa.string()))
 
 
 def _lists(name: str, table: pa.Table, user_ids: pa.Array, keys: Sequence[str]) -> pa.Array:
     """The rows of each user as one list of the profile's structs [U], by the keys; empty without any."""
-    found = pc.index_in(_column(table, "user_id").cast(pa.string()), value_set=user_ids).fill_null(-1)
+    found = pc.index_in(_as(_column(table, "user_id"), pa.string()), value_set=user_ids).fill_null(-1)
     users_N = found.to_numpy(zero_copy_only=False).astype(np.int64)
     order = np.lexsort((*(_sortable(_column(table, key)) for key in reversed(keys)), users_N))
     order = order[users_N[order] >= 0]
     offsets = np.concatenate(([0], np.cumsum(np.bincount(users_N[order], minlength=len(user_ids)))))
-    kept, struct = table.take(pa.array(order)), PROFILE_SCHEMA.field(name).type.value_type
-    columns = [_column(kept, field.name).cast(field.type) for field in struct]
+    struct = PROFILE_SCHEMA.field(name).type.value_type
+    kept = table if _is_in_order(order, table.num_rows) else table.take(pa.array(order))
+    columns = [_as(_column(kept, field.name), field.type) for field in struct]
     entries = pa.StructArray.from_arrays(columns, fields=list(struct))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), entries)
+
+
+def _is_in_order(order: NDArray[np.int64], num_rows: int) -> bool:
+    return len(order) == num_rows and bool(np.array_equal(order, np.arange(num_rows)))
 
 
 def _sortable(column: pa.Array) -> NDArray[np.int64]:
@@ -158,7 +168,7 @@ def _segments(
         **_clusters(outputs.vectors, user_ids, clusters),
     }
     struct = PROFILE_SCHEMA.field("segments").type
-    return pa.StructArray.from_arrays([columns[f.name].cast(f.type) for f in struct], fields=list(struct))
+    return pa.StructArray.from_arrays([_as(columns[f.name], f.type) for f in struct], fields=list(struct))
 
 
 def _clusters(vectors: pa.Table | None, user_ids: pa.Array, clusters: Clusters | None) -> dict[str, pa.Array]:
@@ -180,8 +190,11 @@ def _with_base_rates(scores: pa.Table | None, base_rates: Mapping[str, float]) -
     return table.append_column("base_rate", rates).append_column("place", place.fill_null(-1))
 
 
-def _facts(users: pa.Table, user_ids: pa.Array, as_of_us: int) -> dict[str, pa.Array]:
+def _facts(users: pa.Table | None, user_ids: pa.Array, as_of_us: int) -> dict[str, pa.Array]:
     """What the user table says [U], null without a row; a signup that is not before as_of is null."""
+    if users is None:
+        return {name: pa.nulls(len(user_ids), PROFILE_SCHEMA.field(name).type) for name in FACTS}
+    users = users.combine_chunks()
     rows = _beside(user_ids, users)
     columns = {name: _column(users, name).take(rows) for name in FACTS}
     signup = columns["signup_at"]

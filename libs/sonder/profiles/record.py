@@ -125,22 +125,19 @@ def to_json_records(profiles: pa.Table, *, computed_at_us: int, stored: Sequence
 
     `stored`: records of the same users, whose facts of the user table are carried over in place of the profiles' own.
     """
-    frame = _frame(with_all_facts(profiles).drop_columns(["embedding"]))
-    rendered = frame.select(
-        pl.struct(
-            "user_id",
-            "is_cold",
-            "cold_reason",
-            "as_of",
-            pl.lit(computed_at_us).cast(pl.Datetime("us", "UTC")).alias("computed_at"),
-            *_JSON_COLUMNS,
-            *(("signup_at",) if stored is None else ()),
-        ).struct.json_encode()
-    ).to_series()
+    profiles = with_all_facts(profiles).combine_chunks()
+    names = ["user_id", "is_cold", "cold_reason", "as_of", "computed_at", *_JSON_COLUMNS]
+    names += ["signup_at"] if stored is None else []
+    computed_at = pa.repeat(pa.scalar(computed_at_us, pa.int64()), profiles.num_rows).cast(TIMESTAMP_TYPE)
+    columns = [computed_at if name == "computed_at" else _array(profiles, name) for name in names]
+    # One array and not a frame: to take a table over costs twice as much, more than to render a few users does.
+    rows: pl.Series = pl.Series(pa.StructArray.from_arrays(columns, names=names))
+    rendered = rows.struct.json_encode()
     if stored is not None:
         bodies = rendered.cast(pl.Binary).to_list()
         return [body[:-1] + stored_facts(kept) for body, kept in zip(bodies, stored, strict=True)]
-    return with_objects(rendered, frame["attributes"], frame["consent"]).cast(pl.Binary).to_list()
+    attributes, consent = (pl.Series(_array(profiles, name)) for name in ("attributes", "consent"))
+    return with_objects(rendered, attributes, consent).cast(pl.Binary).to_list()
 
 
 def splice(body: bytes, *, release: bytes, computed_at_us: int, now_us: int, also: bytes = b"") -> Pieces:
@@ -190,7 +187,6 @@ def profile_file(profiles: Folder, bucket: int) -> Folder:
     return profiles / f"bucket={bucket:03d}" / "part-0.parquet"
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+def _array(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

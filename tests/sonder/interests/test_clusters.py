@@ -61,3 +61,17 @@ def test_users_never_share_a_cluster_and_long_ones_stand_beside_short_ones(monke
 def test_nobody_has_no_clusters() -> None:
     nobody = np.zeros(0, np.int64)
     assert ward_clusters(nobody, nobody, cloud(0, 3), 1.0).tolist() == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 12), min_size=1, max_size=8), st.floats(0.05, 3.0))
+def test_clusters_are_numbered_as_they_first_appear(seed: int, sizes: list[int], distance: float) -> None:
+    users, items = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) for size in sizes])
+    found = ward_clusters(users, items, cloud(seed, max(sizes)), distance)
+    firsts = np.unique(found, return_index=True)[1]
+    assert found.dtype == np.int64
+    assert found[firsts].tolist() == list(range(len(firsts)))
+    assert (np.diff(firsts) > 0).all()
+    for user in range(len(sizes)):
+        alone = ward_clusters(np.zeros(sizes[user], np.int64), items[users == user], cloud(seed, max(sizes)), distance)
+        assert (found[users == user] - found[users == user].min()).tolist() == alone.tolist()
