@@ -1,7 +1,9 @@
 """A profile computed now: history from the store, through embedding, segmentation and scoring, into one record.
 
-Segmentation needs only the history, so it runs beside embedding -> scoring. A stage that fails or is late takes its
-part of the answer with it, and nothing else: the stored part stands in, and `degraded` names stage and reason.
+Segmentation and embedding need only the history, so they run side by side; scoring follows with what both say. A
+stage that fails or is late takes its part of the answer with it, and nothing else: the stored part stands in, and
+`degraded` names stage and reason. Scoring needs the embedding, but not segmentation: it only spares scoring to find
+the interests again, so scoring waits for half of the time that is left, and does without.
 What the user table says is carried over: no event changes it. Drivers of scores are computed only where asked for.
 The same `assemble_profiles` made the stored profile, so without new events the fresh one equals it.
 Time: `as_of` is the watermark (no event after it has been accepted), not the wall clock.
@@ -19,7 +21,7 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from services.gateway.stages import HistoryBatch, Stages
+from services.gateway.stages import HistoryBatch, Segmented, Stages
 from sonder.core import telemetry
 from sonder.core.errors import StageUnavailable
 from sonder.profiles.assembling import StageOutputs, assemble_profiles
@@ -56,7 +58,7 @@ class _Composed:
     """What the stages answered for a batch; a StageUnavailable where one did not."""
 
     vectors: NDArray[np.float32] | StageUnavailable
-    segmentation: tuple[pa.Table, pa.Table, pa.Table] | StageUnavailable
+    segmentation: Segmented | StageUnavailable
     scores: pa.Table | StageUnavailable
 
     @property
@@ -66,7 +68,7 @@ class _Composed:
 
     def outputs(self, user_ids: list[str]) -> StageOutputs:
         """The answers as tables; None for a stage that failed."""
-        tables = (None, None, None) if isinstance(self.segmentation, StageUnavailable) else self.segmentation
+        tables = (None, None, None) if isinstance(self.segmentation, StageUnavailable) else self.segmentation[:3]
         vectors = None if isinstance(self.vectors, StageUnavailable) else vector_table(user_ids, self.vectors)
         scores = None if isinstance(self.scores, StageUnavailable) else self.scores
         interests, segments, affinities = tables
@@ -113,19 +115,28 @@ class FreshPath:
 
     async def _compose(self, histories: HistoryBatch, deadline: float, with_drivers: bool) -> _Composed:
         """Segmentation beside embedding and then scoring."""
-        segmentation, (vectors, scores) = await asyncio.gather(
-            _outcome(self._stages.segment(histories, deadline=deadline)),
-            self._embed_and_score(histories, deadline, with_drivers),
-        )
-        return _Composed(vectors, segmentation, scores)
+        segmenting = asyncio.ensure_future(_outcome(self._stages.segment(histories, deadline=deadline)))
+        try:
+            vectors, scores = await self._embed_and_score(histories, segmenting, deadline, with_drivers)
+            return _Composed(vectors, await segmenting, scores)
+        finally:
+            segmenting.cancel()  # nothing where it is done; else the work behind it
 
     async def _embed_and_score(
-        self, histories: HistoryBatch, deadline: float, with_drivers: bool
+        self,
+        histories: HistoryBatch,
+        segmenting: asyncio.Future[Segmented | StageUnavailable],
+        deadline: float,
+        with_drivers: bool,
     ) -> tuple[NDArray[np.float32] | StageUnavailable, pa.Table | StageUnavailable]:
         vectors = await _outcome(self._stages.embed(histories, deadline=deadline))
         if isinstance(vectors, StageUnavailable):
             return vectors, StageUnavailable("scoring needs the embedding, which is missing")
-        scores = self._stages.score(histories, vectors, with_drivers=with_drivers, deadline=deadline)
+        left_s = deadline - asyncio.get_running_loop().time()
+        await asyncio.wait([segmenting], timeout=max(0.0, left_s / 2))
+        segmented = segmenting.result() if segmenting.done() else None
+        interests = segmented.summary if isinstance(segmented, Segmented) else None
+        scores = self._stages.score(histories, vectors, interests, with_drivers=with_drivers, deadline=deadline)
         return vectors, await _outcome(scores)
 
     def _assemble(

@@ -35,6 +35,15 @@ class HistoryBatch:
     as_of_us: int
 
 
+class Segmented(NamedTuple):
+    """What segmentation says of B users."""
+
+    interests: pa.Table  # one row per user and interest
+    segments: pa.Table  # user_id, lifecycle
+    affinities: pa.Table  # one row per user and category
+    summary: NDArray[np.float64] | None = None  # [B, 7] what scores read of the interests, where it is the same
+
+
 @dataclass(frozen=True)
 class FoundItem:
     item_id: str
@@ -74,13 +83,22 @@ class Stages(Protocol):
     async def embed(self, batch: HistoryBatch, *, deadline: float) -> NDArray[np.float32]:
         """Vectors [B, D], the zero vector where nothing is known."""
 
-    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """Interests (one row per user and interest), segments (user_id, lifecycle), affinities (user and category)."""
+    async def segment(self, batch: HistoryBatch, *, deadline: float) -> Segmented:
+        """What the history alone says of the users."""
 
     async def score(
-        self, batch: HistoryBatch, vectors: NDArray[np.float32], *, with_drivers: bool, deadline: float
+        self,
+        batch: HistoryBatch,
+        vectors: NDArray[np.float32],
+        interests: NDArray[np.float64] | None = None,
+        *,
+        with_drivers: bool,
+        deadline: float,
     ) -> pa.Table:
-        """Scores (user_id, name, value, drivers), one row per user and task; drivers are null unless asked for."""
+        """Scores (user_id, name, value, drivers), one row per user and task; drivers are null unless asked for.
+
+        `interests`: `Segmented.summary` of the same batch; without it the interests are found once more.
+        """
 
     async def recommend(
         self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, wishes: Sequence[Wish], *, deadline: float
@@ -140,16 +158,23 @@ class HandleStages:
         )
         return vectors
 
-    async def segment(self, batch: HistoryBatch, *, deadline: float) -> tuple[pa.Table, pa.Table, pa.Table]:
-        tables: tuple[pa.Table, pa.Table, pa.Table] = await self._ask(
+    async def segment(self, batch: HistoryBatch, *, deadline: float) -> Segmented:
+        tables, summary = await self._ask(
             self._segmentation.segment, "segmentation", deadline, batch.user_ids, batch.timelines, batch.as_of_us
         )
-        return tables
+        interests, segments, affinities = tables
+        return Segmented(interests, segments, affinities, summary)
 
     async def score(
-        self, batch: HistoryBatch, vectors: NDArray[np.float32], *, with_drivers: bool, deadline: float
+        self,
+        batch: HistoryBatch,
+        vectors: NDArray[np.float32],
+        interests: NDArray[np.float64] | None = None,
+        *,
+        with_drivers: bool,
+        deadline: float,
     ) -> pa.Table:
-        asked = (batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers)
+        asked = (batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers, interests)
         return await self._ask(self._scoring.score, "scoring", deadline, *asked)
 
     async def recommend(

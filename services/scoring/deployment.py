@@ -39,12 +39,17 @@ class Scoring:
         vectors_BD: NDArray[np.float32],
         as_of_us: int,
         with_drivers: bool,
+        interests_BI: NDArray[np.float64] | None = None,
         *,
         release: str | None = None,
     ) -> pa.Table:
-        """Scores (SCORE_SCHEMA) of B users. Exact drivers cost a hundred times the scores, so they are asked for."""
+        """Scores (SCORE_SCHEMA) of B users. Exact drivers cost a hundred times the scores, so they are asked for.
+
+        `interests_BI`: the users' interests in numbers as segmentation found them; None: they are found here again.
+        """
         held = await self._held.of(release)
-        return await asyncio.to_thread(held.score, user_ids, timelines, vectors_BD, as_of_us, with_drivers)
+        asked = (user_ids, timelines, vectors_BD, as_of_us, with_drivers, interests_BI)
+        return await asyncio.to_thread(held.score, *asked)
 
     def close(self) -> None:
         """Write what is logged and waits."""
@@ -74,10 +79,11 @@ class _Heads:
         vectors_BD: NDArray[np.float32],
         as_of_us: int,
         with_drivers: bool,
+        interests_BI: NDArray[np.float64] | None = None,
     ) -> pa.Table:
         histories, features = unpack_timelines(user_ids, timelines), None
         if self._features is not None:
-            features = self._features.compute(histories, vectors_BD, as_of_us=as_of_us)
+            features = self._features.compute(histories, vectors_BD, as_of_us=as_of_us, interests_UI=interests_BI)
             if self._log is not None:
                 share = self._share
                 self._log.offer(logged_rows(histories, features, as_of_us=as_of_us, release=self._release, share=share))

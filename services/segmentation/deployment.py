@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.held import Held
 from services.observed import observed, start_observing
 from services.warming import sample_batch
@@ -14,8 +17,12 @@ from sonder.interests.affinity_artefact import load_affinity
 from sonder.interests.naming import Naming
 from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.segmenting import SegmentedTables, Segmenter
+from sonder.profiles.user_features import summarised_interests
 from sonder.releases.artefacts import Release
+from sonder.scoring.heads import load_shared_spec
 from sonder.segments.lifecycle import LifecycleThresholds
+
+Segmented = tuple[SegmentedTables, NDArray[np.float64] | None]
 
 
 class Segmentation:
@@ -28,8 +35,11 @@ class Segmentation:
     @observed("segmentation")
     async def segment(
         self, user_ids: list[str], timelines: list[bytes], as_of_us: int, *, release: str | None = None
-    ) -> SegmentedTables:
-        """Interests (INTEREST_SCHEMA), lifecycle (LIFECYCLE_SCHEMA), affinities (AFFINITY_SCHEMA) of B users."""
+    ) -> Segmented:
+        """Interests (INTEREST_SCHEMA), lifecycle (LIFECYCLE_SCHEMA), affinities (AFFINITY_SCHEMA) of B users.
+
+        And what scores read of the interests [B, 7], where that comes of the same clusters; else None.
+        """
         held = await self._held.of(release)
         return await asyncio.to_thread(held.segment, user_ids, timelines, as_of_us)
 
@@ -48,8 +58,9 @@ class _Segmenting:
             taxonomy=taxonomy,
             affinity=affinity,
             thresholds=LifecycleThresholds.from_dict(opened.thresholds.read_json()),
+            summarised=summarised_interests(load_shared_spec(opened.scores)),
         )
         self.segment(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
 
-    def segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> SegmentedTables:
-        return self._segmenter.segment(unpack_timelines(user_ids, timelines), as_of_us=as_of_us)
+    def segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> Segmented:
+        return self._segmenter.segment_and_summarise(unpack_timelines(user_ids, timelines), as_of_us=as_of_us)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.gateway.reasons import explain_interest
+from sonder.interests import ward
 from sonder.profiles.record import PROFILE_SCHEMA
 
 if TYPE_CHECKING:
@@ -117,6 +118,26 @@ def test_a_slow_stage_costs_no_more_than_the_budget(served: Served) -> None:
     assert fresh["degraded"] == [
         {"stage": "scoring", "reason": "scoring did not answer in time", "instead": "the stored values"}
     ]
+
+
+def test_a_slow_segmentation_keeps_its_part_and_no_score(served: Served) -> None:
+    served.engine._fresh_path._budget_s = 1.0
+    served.handles["segmentation"].hangs.add("segment")
+    stored, fresh = served.get("/v1/users/user-5"), served.get("/v1/users/user-5?fresh=true")
+    assert [missing["stage"] for missing in fresh["degraded"]] == ["segmentation"]
+    assert without_drivers(fresh)["scores"] == without_drivers(stored)["scores"]
+
+
+def test_a_fresh_profile_clusters_its_items_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    clustered, original = [], ward.ward_clusters
+
+    def counted(users_P: Any, *rest: Any) -> Any:
+        clustered.append(len(users_P))
+        return original(users_P, *rest)
+
+    monkeypatch.setattr(ward, "ward_clusters", counted)
+    assert "degraded" not in served.get("/v1/users/user-5?fresh=true")
+    assert len(clustered) == 1
 
 
 def test_a_user_whose_online_history_is_cut_is_told_so(served: Served) -> None:

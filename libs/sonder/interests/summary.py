@@ -40,9 +40,19 @@ def summarise_interests(
     *,
     as_of_us: int,
     config: InterestsConfig,
+    is_known_I: NDArray[np.bool_] | None = None,
+    clusters_P: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """The seven numbers of every user -> [U, 7]."""
-    found = find_interests(timelines, vectors_ID, vocabulary, as_of_us=as_of_us, config=config)
+    """The seven numbers of every user -> [U, 7]; the last two as ward.find_interests takes them."""
+    found = find_interests(
+        timelines,
+        vectors_ID,
+        vocabulary,
+        as_of_us=as_of_us,
+        config=config,
+        is_known_I=is_known_I,
+        clusters_P=clusters_P,
+    )
     num_users, users_C = timelines.num_users, found.users
     weights_C = found.evidence.weights[found.kept]
     weights_C = weights_C / np.bincount(users_C, weights_C, minlength=num_users)[users_C]

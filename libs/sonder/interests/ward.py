@@ -111,10 +111,14 @@ def cluster_interests(
     is given, which reads the whole catalogue.
     """
     found = find_interests(timelines, vectors_ID, vocabulary, as_of_us=as_of_us, config=config, is_known_I=is_known_I)
-    naming = naming or Naming.of(vocabulary, as_of_us=as_of_us)
+    return interest_table(found, timelines, vocabulary, naming or Naming.of(vocabulary, as_of_us=as_of_us))
+
+
+def interest_table(found: FoundInterests, timelines: Timelines, vocabulary: Vocabulary, naming: Naming) -> pa.Table:
+    """What was found of these users, with names -> INTEREST_SCHEMA."""
     kept, users_C, medoids_C = found.kept, found.users, found.medoids
     clusters_P, items_P = _renumbered(found.clusters_P, found.items_P, kept)
-    medoids = vocabulary.items.take(pa.array(medoids_C))
+    medoids = vocabulary.items.select([Col.ITEM_ID, Col.TITLE]).take(pa.array(medoids_C))
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "user_id": timelines.user_ids.take(pa.array(users_C)),
         "rank": pa.array(found.ranks, pa.int16()),
@@ -137,14 +141,20 @@ def find_interests(
     as_of_us: int,
     config: InterestsConfig,
     is_known_I: NDArray[np.bool_] | None = None,
+    clusters_P: NDArray[np.int64] | None = None,
 ) -> FoundInterests:
-    """Interests of every user with any, without their names: what is known of them by number."""
+    """Interests of every user with any, without their names: what is known of them by number.
+
+    `clusters_P`: those of the same users at the same moment, found with a configuration that clusters alike
+    (`clusters_alike`): most of the work, and no half-life changes them.
+    """
     config = derive_config(config, vectors_ID, vocabulary, as_of_us=as_of_us)
     assert config.merge_distance is not None
     assert config.half_life_days is not None
     is_known_I = is_known_vector(vectors_ID) if is_known_I is None else is_known_I
     pairs = _pairs(timelines, is_known_I, vocabulary, as_of_us, config.max_events, config.half_life_days)
-    clusters_P = ward_clusters(pairs.users, pairs.items, vectors_ID, config.merge_distance)
+    if clusters_P is None:
+        clusters_P = ward_clusters(pairs.users, pairs.items, vectors_ID, config.merge_distance)
     medoids_C = _medoids(clusters_P, pairs, vectors_ID)
     users_C = pairs.users[np.unique(clusters_P, return_index=True)[1]]
     evidence = _evidence(clusters_P, users_C, pairs, as_of_us, config.half_life_days)
@@ -159,6 +169,11 @@ def find_interests(
         items_P=pairs.items,
         half_life_days=config.half_life_days,
     )
+
+
+def clusters_alike(one: InterestsConfig, other: InterestsConfig) -> bool:
+    """Whether two configurations, with nothing left open, find the same clusters of items and differ in evidence."""
+    return (one.merge_distance, one.max_events) == (other.merge_distance, other.max_events)
 
 
 def _evidence_columns(

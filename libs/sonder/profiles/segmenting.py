@@ -19,8 +19,9 @@ from sonder.history.vocabulary import Vocabulary
 from sonder.interests.affinity import AffinityModel, affinity_table
 from sonder.interests.derive import is_known_vector
 from sonder.interests.naming import Naming
+from sonder.interests.summary import summarise_interests
 from sonder.interests.taxonomy import Taxonomy
-from sonder.interests.ward import cluster_interests
+from sonder.interests.ward import FoundInterests, clusters_alike, find_interests, interest_table
 from sonder.segments.lifecycle import LifecycleThresholds, lifecycle_table
 
 
@@ -43,6 +44,7 @@ class Segmenter:
     taxonomy: Taxonomy
     affinity: AffinityModel
     thresholds: LifecycleThresholds
+    summarised: InterestsConfig | None = None  # by which scores read interests; None: they read none
 
     @cached_property
     def is_known_I(self) -> NDArray[np.bool_]:
@@ -51,16 +53,42 @@ class Segmenter:
 
     def segment(self, timelines: Timelines, *, as_of_us: int) -> SegmentedTables:
         """From the events before `as_of`; a user may be absent from interests and affinities."""
-        return SegmentedTables(
-            interests=cluster_interests(
+        return self._tables(timelines, self._found(timelines, as_of_us), as_of_us)
+
+    def segment_and_summarise(
+        self, timelines: Timelines, *, as_of_us: int
+    ) -> tuple[SegmentedTables, NDArray[np.float64] | None]:
+        """The same, and what scores read of the interests [U, 7] (interests.summary), from one clustering for both.
+
+        None where scores read no interests, or those of other clusters: who scores summarises for itself then.
+        """
+        found = self._found(timelines, as_of_us)
+        summary_UI = None
+        if self.summarised is not None and clusters_alike(self.summarised, self.interests):
+            summary_UI = summarise_interests(
                 timelines,
                 self.vectors_ID,
                 self.vocabulary,
                 as_of_us=as_of_us,
-                config=self.interests,
-                naming=self.naming,
+                config=self.summarised,
                 is_known_I=self.is_known_I,
-            ),
+                clusters_P=found.clusters_P,
+            )
+        return self._tables(timelines, found, as_of_us), summary_UI
+
+    def _found(self, timelines: Timelines, as_of_us: int) -> FoundInterests:
+        return find_interests(
+            timelines,
+            self.vectors_ID,
+            self.vocabulary,
+            as_of_us=as_of_us,
+            config=self.interests,
+            is_known_I=self.is_known_I,
+        )
+
+    def _tables(self, timelines: Timelines, found: FoundInterests, as_of_us: int) -> SegmentedTables:
+        return SegmentedTables(
+            interests=interest_table(found, timelines, self.vocabulary, self.naming),
             segments=lifecycle_table(timelines, as_of_us=as_of_us, thresholds=self.thresholds),
             affinities=affinity_table(
                 timelines,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from sonder.core.config import InterestsConfig, SegmentsConfig
 from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
-from sonder.interests.derive import derive_config
+from sonder.interests.derive import derive_config, is_known_vector
 from sonder.interests.summary import summarise_interests
 from sonder.scoring.features import compute_features
 from sonder.scoring.heads import ScoreHead, shared_spec
@@ -88,7 +89,7 @@ class UserFeatures:
             vocabulary=vocabulary,
             item_vectors_ID=item_vectors_ID if spec.reads_interests else None,
             thresholds=LifecycleThresholds.from_dict(spec.settings[LIFECYCLE]) if spec.states else None,
-            interests=InterestsConfig.model_validate(spec.settings[INTERESTS]) if spec.reads_interests else None,
+            interests=summarised_interests(spec),
         )
 
     @classmethod
@@ -145,5 +146,23 @@ class UserFeatures:
         if self.item_vectors_ID is None or self.interests is None:
             return None
         return summarise_interests(
-            timelines, self.item_vectors_ID, self.vocabulary, as_of_us=as_of_us, config=self.interests
+            timelines,
+            self.item_vectors_ID,
+            self.vocabulary,
+            as_of_us=as_of_us,
+            config=self.interests,
+            is_known_I=self._is_known_I,
         )
+
+    @cached_property
+    def _is_known_I(self) -> NDArray[np.bool_]:
+        """Items with a vector: found once, for it reads the whole catalogue."""
+        assert self.item_vectors_ID is not None
+        return is_known_vector(self.item_vectors_ID)
+
+
+def summarised_interests(spec: FeatureSpec | None) -> InterestsConfig | None:
+    """By which configuration the interests that a specification reads are summarised; None where it reads none."""
+    if spec is None or not spec.reads_interests:
+        return None
+    return InterestsConfig.model_validate(spec.settings[INTERESTS])

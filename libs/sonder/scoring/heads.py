@@ -88,8 +88,18 @@ def predict(heads: Sequence[ScoreHead], features_UF: NDArray[np.float32]) -> NDA
 
 def shared_spec(heads: Sequence[ScoreHead]) -> FeatureSpec:
     """The specification of the one matrix that all these heads read: with the embedding if any head wants it."""
-    widest = max((head.spec for head in heads), key=lambda spec: spec.embedding_dim)
-    if any(head.spec.without_embedding() != widest.without_embedding() for head in heads):
+    return _widest([head.spec for head in heads])
+
+
+def load_shared_spec(folder: Folder) -> FeatureSpec | None:
+    """That of a folder's heads, read without their trees; None without heads."""
+    entries = (folder / HEADS_FILE).read_json()["heads"]
+    return _widest([FeatureSpec.from_dict(entry["spec"]) for entry in entries]) if entries else None
+
+
+def _widest(specs: Sequence[FeatureSpec]) -> FeatureSpec:
+    widest = max(specs, key=lambda spec: spec.embedding_dim)
+    if any(spec.without_embedding() != widest.without_embedding() for spec in specs):
         raise ArtefactMismatch("The heads read different features", expected="heads that were trained together")
     return widest
 
