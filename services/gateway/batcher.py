@@ -1,8 +1,11 @@
 """Requests that arrive together become one micro-batch: a hop costs milliseconds of CPU, whatever it carries.
 
-Nobody waits for a batch to fill: an idle batcher starts at once with one request, and what arrives while
-`max_running` batches are under way leaves together when one ends. So latency is least when load is low, and the batch
-grows by itself with the load.
+An idle batcher starts at once with one request, and what arrives while `max_running` batches are under way leaves
+together when one ends. So latency is least when load is low, and the batch grows by itself with the load.
+Callers who ask again as soon as they are answered would find it idle, though: the first of them would leave alone and
+the others wait for that batch of one, at half the price of one of all. So after a batch of several a batcher may
+linger: until as many wait as were just answered, and for LINGER of the time that those took at most. Who comes alone
+never waits.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from sonder.core import metrics, telemetry
 from sonder.core.errors import StageUnavailable
 from sonder.core.logs import for_requests, request_ids
 
+LINGER = 0.25  # of the last batch's time: what all of them together may lose, against the batch of one that they save
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -43,11 +47,15 @@ class MicroBatcher(Generic[Question, Answer]):
         max_batch: int = 256,
         max_running: int = 2,
         max_waiting: int = 2048,
+        lingers: bool = False,
     ) -> None:
         self._compute, self._name = compute, name
         self._max_batch, self._max_running, self._max_waiting = max_batch, max_running, max_waiting
         self._waiting: deque[Waiting[Question, Answer]] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self._lingers = lingers
+        self._expected, self._until_s = 0, 0.0  # how many may come back, and until when they are waited for
+        self._timer: asyncio.TimerHandle | None = None
 
     async def submit(self, question: Question) -> Answer:
         """The answer to one question; StageUnavailable if too many wait already."""
@@ -60,7 +68,7 @@ class MicroBatcher(Generic[Question, Answer]):
         return await future
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < self._max_running:
+        while self._waiting and len(self._running) < self._max_running and not self._is_lingering():
             num = min(self._max_batch, len(self._waiting))
             batch = [self._waiting.popleft() for _ in range(num)]
             batch = [entry for entry in batch if not entry.future.done()]  # its caller may be gone
@@ -68,8 +76,30 @@ class MicroBatcher(Generic[Question, Answer]):
                 task = asyncio.create_task(self._run(batch))
                 self._running.add(task)
 
+    def _is_lingering(self) -> bool:
+        """Whether more are expected; it ends by itself."""
+        loop = asyncio.get_running_loop()
+        if len(self._waiting) >= min(self._expected, self._max_batch) or loop.time() >= self._until_s:
+            self._expected = 0
+            return False
+        if self._timer is None:
+            self._timer = loop.call_at(self._until_s, self._end_lingering)
+        return True
+
+    def _end_lingering(self) -> None:
+        self._timer, self._expected = None, 0
+        self._start()
+
+    def _linger(self, num_answered: int, took_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._expected = num_answered if self._lingers and num_answered > 1 else 0
+        self._until_s = asyncio.get_running_loop().time() + LINGER * took_s
+
     async def _run(self, batch: list[Waiting[Question, Answer]]) -> None:
-        waited_s = asyncio.get_running_loop().time() - batch[0].since_s
+        started_s = asyncio.get_running_loop().time()
+        waited_s = started_s - batch[0].since_s
         try:
             answers = await self._computed(batch, waited_s)
             for entry, answer in zip(batch, answers, strict=True):
@@ -83,6 +113,7 @@ class MicroBatcher(Generic[Question, Answer]):
             task = asyncio.current_task()
             assert task is not None
             self._running.discard(task)
+            self._linger(len(batch), asyncio.get_running_loop().time() - started_s)
             self._start()
 
     async def _computed(self, batch: list[Waiting[Question, Answer]], waited_s: float) -> Sequence[Answer]:

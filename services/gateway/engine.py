@@ -124,7 +124,7 @@ class Engine:
         )
         self._recent = RecentEvents(store, log, packer, release.cold, release_as_of_us=release.as_of_us)
         self._log, self._erasures = log, erasures
-        self._fresh = MicroBatcher(self._compute_fresh, name="fresh", max_batch=128, max_running=1)
+        self._fresh = MicroBatcher(self._compute_fresh, name="fresh", max_batch=128, max_running=1, lingers=True)
         self._explained = MicroBatcher(self._compute_explained, name="explained", max_batch=8)  # milliseconds a user
         self._accepting = MicroBatcher(self._append, name="events", max_batch=64, max_running=1)
         self._finding = Finding(stages, budget_s=budget_s)

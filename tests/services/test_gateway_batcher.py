@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from services.gateway import batcher as batcher_module
 from services.gateway.batcher import MicroBatcher
 from sonder.core.errors import StageUnavailable
 
@@ -89,5 +90,40 @@ def test_a_request_whose_caller_left_is_not_computed() -> None:
         compute.let_go.set()
         assert await asyncio.gather(tasks[0], tasks[2]) == [0, 4]
         assert compute.batches == [[0], [2]]
+
+    asyncio.run(scenario())
+
+
+def test_callers_who_come_back_one_by_one_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "LINGER", 1e9)  # so only that all are back can end it
+
+    async def scenario() -> None:
+        compute = Computation()
+        compute.let_go.set()
+        batcher = MicroBatcher(compute, max_running=1, lingers=True)
+        await asyncio.gather(*(batcher.submit(number) for number in range(5)))
+        assert compute.batches == [[0], [1, 2, 3, 4]]
+        returning = []
+        for number in range(4):
+            returning.append(asyncio.create_task(batcher.submit(number)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.gather(*returning)
+        assert compute.batches[2:] == [[0, 1, 2, 3]]
+
+    asyncio.run(scenario())
+
+
+def test_who_does_not_come_back_is_not_waited_for_long() -> None:
+    async def scenario() -> None:
+        compute = Computation()
+        batcher = MicroBatcher(compute, max_running=1, lingers=True)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(4)]
+        await compute.started.wait()
+        compute.let_go.set()
+        await asyncio.gather(*tasks)
+        assert await batcher.submit(9) == 18  # alone, after a batch of three
+        assert await batcher.submit(8) == 16  # and after one of one, which nobody lingers for
+        assert compute.batches == [[0], [1, 2, 3], [9], [8]]
 
     asyncio.run(scenario())
