@@ -27,6 +27,7 @@ from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.packing import pack_timelines
 from sonder.releases.registry import seal
+from sonder.scoring.heads import save_heads
 from tests.tiny_log import random_log, timelines_of, vocabulary_of, write_snapshot
 
 NUM_USERS, NUM_ITEMS, AS_OF_US = 2_500, 60, 90 * DAY
@@ -47,6 +48,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     vocabulary.save(target / "items")
     save_encoder(_random_encoder(timelines, vocabulary), target / "encoder")
     segment_users(config, "tiny", target / "encoder", target, as_of_us=AS_OF_US, num_workers=0)
+    save_heads([], [], target / "scores")
     seal(
         target,
         workspace,
@@ -86,7 +88,7 @@ def test_the_deployment_answers_for_stored_histories_what_the_batch_job_wrote(
     user_ids, packed = timelines.user_ids.to_pylist(), pack_timelines(timelines)
     deployment = Segmentation(workspace.root.uri, "r-1")
     answers = [
-        asyncio.run(deployment.segment(user_ids[at : at + batch_size], packed[at : at + batch_size], AS_OF_US))
+        asyncio.run(deployment.segment(user_ids[at : at + batch_size], packed[at : at + batch_size], AS_OF_US))[0]
         for at in range(0, len(order), batch_size)
     ]
     for place, part in enumerate(PARTS):
