@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from services.gateway.fresh import FreshPath
 from services.gateway.reasons import explain_interest
+from services.gateway.stages import HistoryBatch
+from sonder.core.errors import StageUnavailable
 from sonder.interests import ward
 from sonder.profiles.record import PROFILE_SCHEMA
+from sonder.scoring.table import SCORE_SCHEMA
 
 if TYPE_CHECKING:
     from conftest import Served
@@ -120,12 +127,37 @@ def test_a_slow_stage_costs_no_more_than_the_budget(served: Served) -> None:
     ]
 
 
-def test_a_slow_segmentation_keeps_its_part_and_no_score(served: Served) -> None:
-    served.engine._fresh_path._budget_s = 1.0
-    served.handles["segmentation"].hangs.add("segment")
-    stored, fresh = served.get("/v1/users/user-5"), served.get("/v1/users/user-5?fresh=true")
-    assert [missing["stage"] for missing in fresh["degraded"]] == ["segmentation"]
-    assert without_drivers(fresh)["scores"] == without_drivers(stored)["scores"]
+class LateSegmentation:
+    """Stages of which one never answers; the others do so at once."""
+
+    def __init__(self) -> None:
+        self.summaries: list[Any] = []  # what scoring was told of the interests
+
+    async def embed(self, batch: HistoryBatch, *, deadline: float) -> Any:
+        return np.ones((len(batch.user_ids), 2), np.float32)
+
+    async def segment(self, batch: HistoryBatch, *, deadline: float) -> Any:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await asyncio.Event().wait()
+        raise StageUnavailable("segmentation did not answer in time")
+
+    async def score(self, batch: HistoryBatch, vectors: Any, interests: Any = None, **_: Any) -> Any:
+        self.summaries.append(interests)
+        return SCORE_SCHEMA.empty_table()
+
+
+def test_scoring_does_not_wait_for_a_late_segmentation_until_it_is_late_itself() -> None:
+    stages: Any = LateSegmentation()
+    path = FreshPath(stages, base_rates={}, max_events=10, budget_s=0.1)
+
+    async def composed() -> Any:
+        deadline = asyncio.get_running_loop().time() + 0.1
+        return await path._compose(HistoryBatch(["u"], [b""], 0), deadline, False)
+
+    found = asyncio.run(composed())
+    assert list(found.failures) == ["segmentation"]
+    assert stages.summaries == [None]
 
 
 def test_a_fresh_profile_clusters_its_items_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
