@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,13 +21,26 @@ from fastapi import FastAPI
 from services.gateway.doors import Doors
 from services.gateway.http import create_app
 from services.gateway.proxy import free_ports
+from services.gateway.running import RunningExperiments
 from sonder.core.keys import create_key
+from sonder.experiments.registry import Experiments
+from sonder.experiments.specification import Experiment
 
 if TYPE_CHECKING:
     from conftest import Served
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+EXPERIMENT = Experiment.model_validate(
+    {
+        "name": "mixed-lists",
+        "hypothesis": "lists of several interests are bought from more often",
+        "arms": [{"name": "control"}, {"name": "mixed", "ranking": {"source": "interests"}}],
+        "metrics": [{"name": "buyers", "kind": "conversion", "action": "buy", "within_days": 7}],
+        "primary": "buyers",
+        "minimum_effect": 0.05,
+    }
+)
 WRITTEN, WRITTEN_BEYOND = "http://127.0.0.1:8000", "http://HOST:8000"
 
 
@@ -75,15 +89,29 @@ def answered(command: str, folder: Path | None = None) -> tuple[int, str]:
     return int(status), body
 
 
+def running_experiment(served: Served) -> RunningExperiments:
+    """What a gateway knows of the one experiment of the workspace."""
+    workspace = served.release.workspace
+    Experiments(workspace).start(EXPERIMENT, by="a test", reason="")
+    running = RunningExperiments(workspace)
+    running.look(served.engine)
+    running.lives(served.engine, {})
+    return running
+
+
 def test_every_curl_is_answered_with_success(own_served: Served, tmp_path: Path) -> None:
     seeds = json.dumps(own_served.release.user_ids[:10])
-    with listening(create_app(own_served.engine)) as url:
+    app = create_app(own_served.engine)
+    following = SimpleNamespace(experiments=running_experiment(own_served), erase=own_served.engine.erase)
+    app.state.serving = following
+    with listening(app) as url:
         for command in curls():
             if WRITTEN in command:
                 status, body = answered(
                     command.replace(WRITTEN, url)
                     .replace("SEEDS", seeds)
                     .replace("ITEM", "item-3")
+                    .replace("EXPERIMENT", EXPERIMENT.name)
                     .replace("CATEGORY", "shop"),
                     tmp_path,
                 )
