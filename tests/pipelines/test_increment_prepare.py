@@ -229,15 +229,14 @@ def test_a_killed_merge_leaves_nothing_visible_and_goes_on(tmp_path: Path) -> No
     snapshot = start("-").communicate(timeout=PROCESS_HANGS_AFTER_S)[0].split()[-1]
     deliver(log, "b", parts[1])
     workspace = Workspace.at(config.workspace)
-    killed = start(snapshot)
     staged = Path(workspace.root.path) / ".staging"
-    deadline = time.monotonic() + PROCESS_HANGS_AFTER_S
-    while not list(staged.glob("merge-*/scratch/merged/*.json")):
-        assert killed.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    with start(snapshot) as killed:
+        deadline = time.monotonic() + PROCESS_HANGS_AFTER_S
+        while not list(staged.glob("merge-*/scratch/merged/*.json")):
+            assert killed.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(killed.pid, signal.SIGKILL)
     done = {path: path.stat().st_mtime_ns for path in staged.glob("merge-*/scratch/merged/*.json")}
     assert done
     assert [child.name for child in (workspace.root / "history").children()] == [snapshot]
