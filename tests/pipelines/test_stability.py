@@ -256,6 +256,6 @@ def test_a_retrain_is_aligned_onto_what_is_served_and_says_so(built_world: Built
     assert metrics["stability.user_cosine_p50"] > metrics["stability.user_cosine_p50_raw"] + 0.2
     assert metrics["stability.item_alignment_cosine"] == pytest.approx(alignment["cosine"], abs=1e-5)
     assert 0 < metrics["stability.neighbour_overlap_at_50"] < 1
-    page = (release.folder / "report" / "index.html").read_text(encoding="utf-8")
+    page = (release.folder / "report" / "index.html").read_bytes().decode()
     assert "What moved since the parent" in page
     assert "The space was turned onto the parent" in page
