@@ -88,6 +88,7 @@ def adopt(
     candidate, current = (Release.open(workspace, name) for name in (candidate_id, current_id))
     missing: dict[str, str] = {}
     with telemetry.stage("adopt", candidate=candidate_id, current=current_id) as counts:
+        off_policy = _off_policy(config, candidate, current, slot_log, missing)  # first: its file may be wrong
         compared = compare_releases(config, current_id, candidate_id)
         probes = _if_possible(
             missing,
@@ -96,7 +97,6 @@ def adopt(
         )
         ranking = _if_possible(missing, "ranking", lambda: compare_rankings(config, candidate, current))
         costs = compare_costs(candidate, current)
-        off_policy = _off_policy(config, candidate, current, slot_log, missing)
         planned = _if_possible(
             missing, "plan",
             lambda: planned_experiment(config, candidate_id, minimum_effect=minimum_effect, num_workers=num_workers),

@@ -3,12 +3,12 @@
 The log of the slot is a Parquet or CSV file with a row a shown item: `user_id`, `item_id`, `propensity` (the chance,
 before the draw, that this item stood there), `reward`, and optionally `position` (from 0). Its items are the actions.
 A release is the policy that it would be if it were served: it orders the slot's items by its score for the user, and
-puts the first at position 0, the second at 1, and so on. The user's vector is as of the slot's first moment given by
-`as_of` (the releases' common cutoff), so what users did with the slot is not in it.
+puts the first at position 0, the second at 1, and so on. The user's vector is as of `as_of`, the moment up to which the
+encoders were trained, so what users did with a slot that was logged after it is in neither.
 Estimates: IPS, SNIPS, doubly robust and switch (sonder.experiments.off_policy), and the difference of the two releases
 by doubly robust rounds, which is what decides; users are drawn together.
-Limits: a set of actions that is shown to everybody, at most MOST_ACTIONS; a user who is in no history gets the most
-popular items of the slot.
+Limits: a log from before that moment has been seen by the encoders, and nothing here can tell. A set of actions that is
+shown to everybody, at most MOST_ACTIONS; a user who is in no history gets the most popular items of the slot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sonder.encoder.artefact import load_encoder
 from sonder.encoder.inference import embed_users
 from sonder.experiments.clustered import estimate_ratio
 from sonder.experiments.logged_feedback import LoggedFeedback
-from sonder.experiments.off_policy import PolicyValue, evaluate_policy
+from sonder.experiments.off_policy import PolicyValue, doubly_robust_rounds, evaluate_policy
 from sonder.experiments.reward_model import cross_fitted_rewards
 from sonder.history.snapshot import buckets_of, read_timelines
 from sonder.history.vocabulary import Vocabulary
@@ -88,7 +88,7 @@ def compare_off_policy(
     sides = [_policy(release, candidate, users, items, as_of_us)[feedback.users] for release in (current, candidate)]
     policies = [_at_positions(order_NA, num_positions) for order_NA in sides]
     was, now = (evaluate_policy(feedback, policy, expected_rewards=expected_NA, seed=seed) for policy in policies)
-    values = [_doubly_robust(feedback, policy, expected_NA) for policy in policies]
+    values = [doubly_robust_rounds(feedback, policy, expected_NA) for policy in policies]
     found = estimate_ratio(values[1] - values[0], np.ones(rows.height), feedback.user_codes, seed=seed)
     supports = [value["ips"].support for value in (was, now)]
     is_supported = all(
@@ -108,7 +108,11 @@ def read_slot(file: Path) -> pl.DataFrame:
     """The slot's log with `position`; DataError says which column or value is wrong."""
     if not file.exists():
         raise NotFound(f"No file {file}", expected=f"the log of a slot with the columns {', '.join(NEEDED)}")
-    rows = pl.read_csv(file) if file.suffix == ".csv" else pl.read_parquet(file)
+    try:  # ids of a CSV stay the texts that they are: 0012 is not 12
+        rows = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
+    except pl.exceptions.PolarsError as error:
+        told = str(error).splitlines()[0]
+        raise DataError(f"{file} cannot be read: {told}", expected="a CSV file (.csv) or a Parquet file") from error
     if missing := [name for name in NEEDED if name not in rows.columns]:
         raise DataError(
             f"{file} has no column {', '.join(missing)}, it has {', '.join(rows.columns)}",
@@ -168,14 +172,3 @@ def _at_positions(places_NA: NDArray[np.int64], num_positions: int) -> Floats:
     """The item of place l stands at position l, for certain [N, A, L]."""
     policy_NAL: Floats = (places_NA[:, :, None] == np.arange(num_positions)).astype(np.float64)
     return policy_NAL
-
-
-def _doubly_robust(feedback: LoggedFeedback, policy_NAL: Floats, expected_NA: Floats) -> Floats:
-    """Value of each round [N]: the model's, corrected where the policy does what the log did."""
-    rounds = np.arange(len(feedback))
-    positions = np.zeros(len(feedback), np.int64) if feedback.positions is None else feedback.positions
-    policy_NA = policy_NAL[rounds, :, positions]
-    taken = rounds, feedback.actions
-    weights = policy_NA[taken] / feedback.propensities
-    direct = np.einsum("na,na->n", policy_NA, expected_NA)
-    return np.asarray(direct + weights * (feedback.rewards - expected_NA[taken]))

@@ -18,11 +18,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.probe import settle_moment
+from pipelines.segment import popularity_of
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
 from sonder.encoder.artefact import Encoder, load_encoder
 from sonder.encoder.inference import embed_users
-from sonder.encoder.trend import decayed_counts
 from sonder.evaluation.baselines import Popularity
 from sonder.evaluation.fallback import WithFallback
 from sonder.evaluation.paired import PairedDifference, paired_difference, paired_slices
@@ -30,7 +30,7 @@ from sonder.evaluation.ranking import EmbeddingRanker, K, PerUser, score_lists, 
 from sonder.history.bucket_sample import buckets_reaching
 from sonder.history.cutoffs import Split, temporal
 from sonder.history.snapshot import read_timelines
-from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
+from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.record import iso_time
 from sonder.releases.artefacts import Release
@@ -119,7 +119,7 @@ class _Side:
     def ranked(self, rows: NDArray[np.int64]) -> _Ranked:
         """Lists of these users, as they would have been served at the cutoff."""
         vocabulary, encoder = self.vocabulary, self.encoder
-        popularity_I = _popularity(self.everybody.history, vocabulary, self.cutoff_us, encoder.half_life_us)
+        popularity_I = popularity_of(self.everybody.history, vocabulary, encoder, as_of_us=self.cutoff_us)
         split = take_users(self.everybody, rows)
         ranker = WithFallback(
             EmbeddingRanker(
@@ -132,13 +132,6 @@ class _Side:
         lists_UK = ranker.top(split.history, K, exclude_seen=False)
         scored = score_lists(lists_UK, split, vocabulary.num_items, unseen=False)
         return _Ranked(scored, _named(lists_UK, vocabulary))
-
-
-def _popularity(history: Timelines, vocabulary: Vocabulary, cutoff_us: int, half_life_us: int) -> NDArray[np.float64]:
-    wanted = history.keep((vocabulary.weight_of(history.actions) > 0) & (history.items >= 0))
-    return decayed_counts(
-        wanted.items, wanted.times_us, vocabulary.num_items, as_of_us=cutoff_us, half_life_us=half_life_us
-    )
 
 
 def _named(lists_UK: NDArray[np.int32], vocabulary: Vocabulary) -> pl.DataFrame:

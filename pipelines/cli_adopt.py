@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli_files import write_text
 from sonder.core.config import load
 
 app = typer.Typer()
@@ -37,26 +38,19 @@ def adopt_release(
     from pipelines.adopt import adopt
     from pipelines.adopt_page import experiment_yaml, render_adoption
     from pipelines.terminal_experiment import show_adoption
-    from sonder.core.storage import Folder
 
     settings = load(config, overrides or ())
     found = adopt(settings, candidate, against, slot_log=slot_log, minimum_effect=minimum_effect, num_workers=workers)
     show_adoption(found)
-    _write(html, render_adoption(found))
+    write_text(html, render_adoption(found))
     typer.echo(f"Wrote {html}.")
     if json_file is not None:
         content = json.dumps(found.to_dict(), indent=1, default=_plain)
-        Folder.at(str(json_file.resolve())).write_bytes(content.encode())
+        write_text(json_file, content)
         typer.echo(f"Wrote {json_file}.")
     if experiment is not None and found.experiment is not None:
-        _write(experiment, experiment_yaml(found.experiment))
-        typer.echo(f"Wrote {experiment}. Next: sonder experiment start {experiment} -c {config}")
-
-
-def _write(file: Path, content: str) -> None:
-    from sonder.core.storage import Folder
-
-    Folder.at(str(file.resolve())).write_bytes(content.encode())
+        write_text(experiment, experiment_yaml(found.experiment))
+        typer.echo(f"Wrote {experiment}. Next: sonder experiment plan {experiment} -c {config}")
 
 
 def _plain(value: object) -> object:

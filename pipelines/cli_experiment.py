@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.cli_files import write_text
 from sonder.core.config import SonderConfig, load
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def experiment_plan(
     if not is_kept:
         typer.echo("It runs already: the plan that it started with stays.")
     if json_file is not None:
-        _write(json_file, planned.model_dump_json(indent=1))
+        write_text(json_file, planned.model_dump_json(indent=1))
     next_step = "" if version.state == "running" else f" Next: sonder experiment start {experiment.name} -c {config}"
     typer.echo(f"{experiment.name} is {version.state}, version {version.version}.{next_step}")
 
@@ -133,9 +134,9 @@ def experiment_analyse(
         show_analysis(found.experiment, found.analysis)
     page = found.folder / "index.html"
     if html is not None:
-        _write(html, page.read_bytes().decode())
+        write_text(html, page.read_bytes().decode())
     if json_file is not None:
-        _write(json_file, (found.folder / "analysis.json").read_bytes().decode())
+        write_text(json_file, (found.folder / "analysis.json").read_bytes().decode())
     typer.echo(f"Wrote {html or page}.")
 
 
@@ -162,9 +163,3 @@ def _whoever() -> str:
     from pipelines.promotion import operator
 
     return operator()
-
-
-def _write(file: Path, content: str) -> None:
-    from sonder.core.storage import Folder
-
-    Folder.at(str(file.resolve())).write_bytes(content.encode())

@@ -48,7 +48,7 @@ def analyse_experiment(
     workspace = Workspace.at(config.workspace)
     experiment = Experiments(workspace).show(name).experiment
     if experiment.method == "interleave":
-        return _preference(config, workspace, experiment, until, num_workers)
+        return _preference(config, workspace, experiment, until)
     measured = measure(config, experiment, until=until, num_workers=num_workers)
     counts = measured.manifest["counts"]
     analysis = analyse(
@@ -99,10 +99,8 @@ def _plan_file(workspace: Workspace, name: str) -> Folder:
     return workspace.experiments / name / "plan.json"
 
 
-def _preference(
-    config: SonderConfig, workspace: Workspace, experiment: Experiment, until: datetime | None, num_workers: int | None
-) -> Found:
-    found = measure_preference(config, experiment, until=until, num_workers=num_workers)
+def _preference(config: SonderConfig, workspace: Workspace, experiment: Experiment, until: datetime | None) -> Found:
+    found = measure_preference(config, experiment, until=until)
     folder = analysis_folder(workspace, experiment.name, found.until)
     content = {"experiment": experiment.name, "until": found.until.isoformat(), **asdict(found.preference)}
     (folder / "analysis.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))

@@ -43,7 +43,7 @@ class PreferenceFound:
 
 
 def measure_preference(
-    config: SonderConfig, experiment: Experiment, *, until: datetime | None = None, num_workers: int | None = None
+    config: SonderConfig, experiment: Experiment, *, until: datetime | None = None
 ) -> PreferenceFound:
     """NotFound where no list was shown to enough users."""
     log = ExperimentLog.open(config)
@@ -59,7 +59,7 @@ def measure_preference(
                 expected=f"at least {LEAST_USERS} of them",
                 do="Start it, and wait until gateways have answered /recommendations for its users.",
             )
-        assert metric.action is not None, "only a retention has none, and it is of no item"
+        assert metric.action is not None, "a specification with another primary is refused"
         events = chosen_events(log, shown[Col.USER_ID].unique(), metric.action).filter(pl.col(Col.TIMESTAMP) < until)
         met = met_lists(events, shown, within=timedelta(days=metric.window_days))
         users, num_unmet = credit_users(shown.select(_SHOWN), met, {metric.action: 1.0})

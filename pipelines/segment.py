@@ -48,11 +48,18 @@ def write_popularity(
     counts_I = np.zeros(vocabulary.num_items)
     for bucket in buckets_of(history):
         timelines = read_timelines(history, vocabulary, [bucket])
-        wanted = timelines.keep((vocabulary.weight_of(timelines.actions) > 0) & (timelines.items >= 0))
-        counts_I += decayed_counts(
-            wanted.items, wanted.times_us, len(counts_I), as_of_us=as_of_us, half_life_us=encoder.half_life_us
-        )
+        counts_I += popularity_of(timelines, vocabulary, encoder, as_of_us=as_of_us)
     save_popularity(counts_I, target)
+
+
+def popularity_of(
+    timelines: Timelines, vocabulary: Vocabulary, encoder: Encoder, *, as_of_us: int
+) -> NDArray[np.float64]:
+    """Decayed counts [I] of what these users had wanted by then."""
+    wanted = timelines.keep((vocabulary.weight_of(timelines.actions) > 0) & (timelines.items >= 0))
+    return decayed_counts(
+        wanted.items, wanted.times_us, vocabulary.num_items, as_of_us=as_of_us, half_life_us=encoder.half_life_us
+    )
 
 
 def segment_users(

@@ -158,6 +158,11 @@ def test_what_is_no_slot_is_told(tmp_path: Path) -> None:
     (tmp_path / "odd.csv").write_text("user_id,item_id,propensity,reward\nu1,i1,often,1\n")
     with pytest.raises(DataError, match=r"propensity \(1\) of 1 rows"):
         read_slot(tmp_path / "odd.csv")
+    (tmp_path / "garbage.parquet").write_bytes(b"\x00garbage" * 9)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_slot(tmp_path / "garbage.parquet")
+    (tmp_path / "ids.csv").write_text("user_id,item_id,propensity,reward\n0012,007,0.5,1\n")
+    assert read_slot(tmp_path / "ids.csv").row(0)[:2] == ("0012", "007")
     (tmp_path / "empty.csv").write_text("user_id,item_id,propensity,reward\n")
     with pytest.raises(DataError, match="has no row"):
         read_slot(tmp_path / "empty.csv")

@@ -32,7 +32,7 @@ from sonder.experiments.reward_model import cross_fitted_rewards
 from sonder.experiments.support import Support, effective_size, measure_support
 from sonder.experiments.switching import choose_tau, switched_probability
 
-__all__ = ["ESTIMATORS", "Estimator", "PolicyValue", "evaluate_policy"]
+__all__ = ["ESTIMATORS", "Estimator", "PolicyValue", "doubly_robust_rounds", "evaluate_policy"]
 
 Estimator = Literal["ips", "clipped_ips", "snips", "dm", "dr", "switch_dr"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -110,6 +110,12 @@ def evaluate_policy(
         terms = _terms(name, rounds, clip=clip, tau=tau, largest_error=largest_error)
         answers[name] = _answer(name, terms, rounds, support, num_resamples, seed)
     return answers
+
+
+def doubly_robust_rounds(feedback: LoggedFeedback, policy: Floats, expected_rewards: Floats) -> Floats:
+    """What `dr` is the mean of, round by round [N]: two policies on one log are compared by the differences."""
+    rounds = _rounds(feedback, policy, expected_rewards)
+    return rounds.direct_N + rounds.corrections_N
 
 
 def _rounds(feedback: LoggedFeedback, policy: Floats, expected_NA: Floats | None) -> _Rounds:

@@ -160,6 +160,10 @@ class Experiment(Section):
                 raise ValueError(f"no metric is named {name!r}, there are {', '.join(m.name for m in self.metrics)}")
         if self.method == "interleave" and len(self.arms) != 2:
             raise ValueError(f"found {len(self.arms)} arms, an interleaved experiment compares exactly two")
+        if self.method == "interleave" and self.metric(self.primary).kind == "retention":
+            raise ValueError(
+                f"the primary {self.primary!r} is a retention, expected one of an action on the items shown"
+            )
         shares = [step.share for step in self.ramp]
         if shares != sorted(shares) or (shares and shares[-1] > self.share):
             raise ValueError(f"found a ramp of {shares}, expected shares that rise to at most {self.share}")

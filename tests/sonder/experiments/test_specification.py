@@ -48,6 +48,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"eligibility": "lifecycle ="}, "eligibility"),
         ({"metrics": [{"name": "buyers", "kind": "conversion", "action": "buy"}]}, "needs `within_days`"),
         ({"metrics": [{"name": "buyers", "kind": "retention", "day": 1, "per": "view"}]}, "has no `per`"),
+        ({"method": "interleave", "primary": "d7", "guardrails": []}, "expected one of an action"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"method": "interleave", "arms": [{"name": n, "release": n} for n in "abc"]}, "exactly two"),
     ],
