@@ -11,10 +11,11 @@ give up connections to a machine that fell silent, for which there is no setting
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import socket
 import stat
-from contextlib import ExitStack
 from pathlib import Path
 
 from sonder.core import metrics
@@ -22,6 +23,7 @@ from sonder.core.errors import ConfigurationError
 from sonder.core.workspace import NODE_FOLDER
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 30_000)  # above those of Ray's workers, below those of its replicas
 MAX_FOLDER_LENGTH = 38  # HAProxy takes socket paths of 97 characters; Ray's longest, with its session, are 68 more
 
 _WRAPPER = """#!/bin/sh
@@ -124,12 +126,13 @@ def _environment(
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports that nothing on loopback uses at this moment."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Different TCP ports that nothing on loopback uses at this moment.
+
+    Not those of the range from which the kernel gives every connection one (32768 to 60999 on Linux): between this and
+    the listener Ray starts and opens hundreds, and one of them once took the port of HAProxy's metrics.
+    """
+    drawn = random.SystemRandom().sample(PORTS, len(PORTS))
+    return list(itertools.islice((port for port in drawn if is_free(LOOPBACK, port)), count))
 
 
 def is_free(host: str, port: int) -> bool:

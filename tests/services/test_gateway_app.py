@@ -160,6 +160,15 @@ def test_free_ports_are_free_and_different() -> None:
     assert all(is_free(proxy.LOOPBACK, port) for port in ports)
 
 
+def test_free_ports_are_none_that_the_kernel_gives_to_connections() -> None:
+    """Ray opens hundreds of these before HAProxy opens its listener."""
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    lowest = int(given.read_text().split()[0]) if given.exists() else 32_768
+    if lowest > proxy.PORTS.stop:  # else whoever runs this machine has widened the range
+        assert max(free_ports(20)) < lowest
+    assert proxy.PORTS.start > 19_999, "Ray's workers have 10002 to 19999"
+
+
 def test_a_port_on_which_somebody_listens_is_not_free() -> None:
     with socket.create_server((proxy.LOOPBACK, 0)) as server:
         assert not is_free(proxy.LOOPBACK, server.getsockname()[1])
