@@ -4,8 +4,10 @@ An idle batcher starts at once with one request, and what arrives while `max_run
 together when one ends. So latency is least when load is low, and the batch grows by itself with the load.
 Callers who ask again as soon as they are answered would find it idle, though: the first of them would leave alone and
 the others wait for that batch of one, at half the price of one of all. So after a batch of several a batcher may
-linger: until as many wait as were just answered, and for LINGER of the time that those took at most. Who comes alone
-never waits.
+linger: until all who were just answered may be back beside those who waited meanwhile, and for LINGER of the time that
+the batch took at most. Who comes alone never waits.
+A batch is nobody's request: it runs in a context of its own, so that Ray does not take it for a part of the request
+that happened to start it, and cancel what all the others wait for when that one's caller hangs up.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, NamedTuple, TypeVar
 
 from opentelemetry.trace import SpanContext
@@ -21,7 +24,7 @@ from sonder.core import metrics, telemetry
 from sonder.core.errors import StageUnavailable
 from sonder.core.logs import for_requests, request_ids
 
-LINGER = 0.25  # of the last batch's time: what all of them together may lose, against the batch of one that they save
+LINGER = 0.5  # of the last batch's time: what those who wait may lose, against a second batch that they save
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -73,7 +76,7 @@ class MicroBatcher(Generic[Question, Answer]):
             batch = [self._waiting.popleft() for _ in range(num)]
             batch = [entry for entry in batch if not entry.future.done()]  # its caller may be gone
             if batch:
-                task = asyncio.create_task(self._run(batch))
+                task = asyncio.create_task(self._run(batch), context=Context())
                 self._running.add(task)
 
     def _is_lingering(self) -> bool:
@@ -94,7 +97,7 @@ class MicroBatcher(Generic[Question, Answer]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._expected = num_answered if self._lingers and num_answered > 1 else 0
+        self._expected = num_answered + len(self._waiting) if self._lingers and num_answered > 1 else 0
         self._until_s = asyncio.get_running_loop().time() + LINGER * took_s
 
     async def _run(self, batch: list[Waiting[Question, Answer]]) -> None:
@@ -105,16 +108,22 @@ class MicroBatcher(Generic[Question, Answer]):
             for entry, answer in zip(batch, answers, strict=True):
                 if not entry.future.done():
                     entry.future.set_result(answer)
+        except asyncio.CancelledError:  # nobody who waits may wait for ever
+            self._refuse(batch, StageUnavailable("The batch of this request was cancelled", do="Try again."))
+            raise
         except Exception as error:
-            for entry in batch:
-                if not entry.future.done():
-                    entry.future.set_exception(error)
+            self._refuse(batch, error)
         finally:
             task = asyncio.current_task()
             assert task is not None
             self._running.discard(task)
             self._linger(len(batch), asyncio.get_running_loop().time() - started_s)
             self._start()
+
+    def _refuse(self, batch: list[Waiting[Question, Answer]], error: Exception) -> None:
+        for entry in batch:
+            if not entry.future.done():
+                entry.future.set_exception(error)
 
     async def _computed(self, batch: list[Waiting[Question, Answer]], waited_s: float) -> Sequence[Answer]:
         """The answers, computed for all who wait: their ids in the log, their traces linked."""

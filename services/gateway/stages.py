@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from opentelemetry.trace import SpanKind
 
 from services.observed import caller
+from services.travelling import unpacked
 from sonder.core import metrics, telemetry
 from sonder.core.errors import StageUnavailable
 
@@ -162,7 +163,7 @@ class HandleStages:
         tables, summary = await self._ask(
             self._segmentation.segment, "segmentation", deadline, batch.user_ids, batch.timelines, batch.as_of_us
         )
-        interests, segments, affinities = tables
+        interests, segments, affinities = map(unpacked, tables)
         return Segmented(interests, segments, affinities, summary)
 
     async def score(
@@ -175,7 +176,7 @@ class HandleStages:
         deadline: float,
     ) -> pa.Table:
         asked = (batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers, interests)
-        return await self._ask(self._scoring.score, "scoring", deadline, *asked)
+        return unpacked(await self._ask(self._scoring.score, "scoring", deadline, *asked))
 
     async def recommend(
         self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, wishes: Sequence[Wish], *, deadline: float

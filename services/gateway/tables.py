@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from services.gateway.memberships import Audiences
+from services.travelling import packed
 from sonder.events.contract import TIMESTAMP_TYPE
 from sonder.profiles.parsing import parse_records
 from sonder.profiles.store import StoredProfile
@@ -44,8 +45,4 @@ def to_stream(
         read = pa.array(memberships, _AUDIENCES_READ)
         table = table.append_column("audiences", read.cast(_AUDIENCES))  # ISO 8601 -> timestamps
         table = table.append_column("degraded", pa.array([list(one.degraded) for one in audiences], _DEGRADED))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return packed(table.combine_chunks())

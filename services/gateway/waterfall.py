@@ -19,7 +19,8 @@ from rich.text import Text
 
 from sonder.core.span_files import ENTRY, SpanLine, SpanReader
 
-WIDTH = 44  # characters of the time axis
+WIDTH, LEAST_WIDTH = 44, 16  # characters of the time axis
+BESIDE = 76  # that names, durations and counts take
 SECONDS_BETWEEN_LOOKS = 0.2
 MOST_KEPT_S = 60.0  # spans are kept so long for requests that end later or are linked to them
 _HIDDEN = {ENTRY, "http.request.method", "http.route"}  # the span's name says it
@@ -78,26 +79,26 @@ def _below(top: SpanLine, spans: Iterable[SpanLine]) -> list[SpanLine]:
     return found
 
 
-def waterfall(spans: Sequence[SpanLine]) -> Table:
-    """A table of one request: what, when on a common axis, how long, with which counts."""
+def waterfall(spans: Sequence[SpanLine], width: int = WIDTH) -> Table:
+    """A table of one request: what, when on a common axis of `width` characters, how long, with which counts."""
     first, last = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
-    scale = WIDTH / max(last - first, 1)
+    scale = width / max(last - first, 1)
     services = list(dict.fromkeys(span.service for span in spans))
     depths: dict[str, int] = {}
     title = Text(next((span.name for span in spans if "http.route" in span.attributes), spans[0].name))
     shown = Table(title=title, caption=f"trace {spans[0].trace_id}", box=None, title_justify="left", pad_edge=False)
     shown.add_column("span", no_wrap=True)
     shown.add_column("service", no_wrap=True, style="dim")
-    shown.add_column("", width=WIDTH, no_wrap=True)
+    shown.add_column("", width=width, no_wrap=True)
     shown.add_column("ms", justify="right", no_wrap=True)
     shown.add_column("", overflow="fold", style="dim")
     for span in spans:
         is_shared = span.trace_id != spans[0].trace_id
         depth = depths[span.span_id] = depths.get(span.parent_id or "", 0 if is_shared else -1) + 1
-        begin = min(int((span.start_ns - first) * scale), WIDTH - 1)
+        begin = min(int((span.start_ns - first) * scale), width - 1)
         length = max(1, round((span.end_ns - span.start_ns) * scale))
         colour = "red" if span.is_error else _COLOURS[services.index(span.service) % len(_COLOURS)]
-        bar = Text(" " * begin + "█" * min(length, WIDTH - begin), style=colour)
+        bar = Text(" " * begin + "█" * min(length, width - begin), style=colour)
         told = [_told(name, value) for name, value in span.attributes.items() if name not in _HIDDEN]
         told += ["shared with another request"] if is_shared else []
         name = Text("  " * depth + span.name, style="red" if span.is_error else "")
@@ -116,12 +117,13 @@ def printed(folder: Path, console: Console | None = None) -> Iterator[None]:
     """While the block runs, print the waterfall of each request whose spans are written to the folder."""
     console, ended = console or Console(), threading.Event()
     reader, requests = SpanReader(folder), Requests()
+    width = max(LEAST_WIDTH, min(WIDTH, console.width - BESIDE))
 
     def look() -> None:
         requests.add(reader.read())
         for spans in requests.whole():
             if not any(span.name in _QUIET for span in spans):
-                console.print(waterfall(spans), "")
+                console.print(waterfall(spans, width), "")
 
     def watch() -> None:
         while not ended.wait(SECONDS_BETWEEN_LOOKS):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.held import Held
 from services.observed import observed, start_observing
+from services.travelling import packed
 from services.warming import sample_batch
 from sonder.encoder.artefact import load_encoder
 from sonder.history.vocabulary import Vocabulary
@@ -42,8 +42,8 @@ class Scoring:
         interests_BI: NDArray[np.float64] | None = None,
         *,
         release: str | None = None,
-    ) -> pa.Table:
-        """Scores (SCORE_SCHEMA) of B users. Exact drivers cost a hundred times the scores, so they are asked for.
+    ) -> bytes:
+        """Scores (SCORE_SCHEMA) of B users, packed. Exact drivers cost a hundred times as much, so they are asked for.
 
         `interests_BI`: the users' interests in numbers as segmentation found them; None: they are found here again.
         """
@@ -80,14 +80,14 @@ class _Heads:
         as_of_us: int,
         with_drivers: bool,
         interests_BI: NDArray[np.float64] | None = None,
-    ) -> pa.Table:
+    ) -> bytes:
         histories, features = unpack_timelines(user_ids, timelines), None
         if self._features is not None:
             features = self._features.compute(histories, vectors_BD, as_of_us=as_of_us, interests_UI=interests_BI)
             if self._log is not None:
                 share = self._share
                 self._log.offer(logged_rows(histories, features, as_of_us=as_of_us, release=self._release, share=share))
-        return self._scorer.score(histories, features, as_of_us=as_of_us, with_drivers=with_drivers)
+        return packed(self._scorer.score(histories, features, as_of_us=as_of_us, with_drivers=with_drivers))
 
     def close(self) -> None:
         if self._log is not None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from services.held import Held
 from services.observed import observed, start_observing
+from services.travelling import packed
 from services.warming import sample_batch
 from sonder.core.config import InterestsConfig
 from sonder.encoder.artefact import load_encoder
@@ -16,13 +17,13 @@ from sonder.history.vocabulary import Vocabulary
 from sonder.interests.affinity_artefact import load_affinity
 from sonder.interests.naming import Naming
 from sonder.profiles.packing import unpack_timelines
-from sonder.profiles.segmenting import SegmentedTables, Segmenter
+from sonder.profiles.segmenting import Segmenter
 from sonder.profiles.user_features import summarised_interests
 from sonder.releases.artefacts import Release
 from sonder.scoring.heads import load_shared_spec
 from sonder.segments.lifecycle import LifecycleThresholds
 
-Segmented = tuple[SegmentedTables, NDArray[np.float64] | None]
+Segmented = tuple[tuple[bytes, ...], NDArray[np.float64] | None]
 
 
 class Segmentation:
@@ -36,7 +37,7 @@ class Segmentation:
     async def segment(
         self, user_ids: list[str], timelines: list[bytes], as_of_us: int, *, release: str | None = None
     ) -> Segmented:
-        """Interests (INTEREST_SCHEMA), lifecycle (LIFECYCLE_SCHEMA), affinities (AFFINITY_SCHEMA) of B users.
+        """Interests (INTEREST_SCHEMA), lifecycle (LIFECYCLE_SCHEMA), affinities (AFFINITY_SCHEMA) of B users, packed.
 
         And what scores read of the interests [B, 7], where that comes of the same clusters; else None.
         """
@@ -63,4 +64,6 @@ class _Segmenting:
         self.segment(*sample_batch(opened.manifest.as_of_us), opened.manifest.as_of_us)
 
     def segment(self, user_ids: list[str], timelines: list[bytes], as_of_us: int) -> Segmented:
-        return self._segmenter.segment_and_summarise(unpack_timelines(user_ids, timelines), as_of_us=as_of_us)
+        histories = unpack_timelines(user_ids, timelines)
+        tables, summary_BI = self._segmenter.segment_and_summarise(histories, as_of_us=as_of_us)
+        return tuple(map(packed, tables)), summary_BI

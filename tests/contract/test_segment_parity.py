@@ -15,6 +15,7 @@ import torch
 
 from pipelines.segment import segment_users
 from services.segmentation.deployment import Segmentation
+from services.travelling import unpacked
 from sonder.core.config import EncoderConfig, EvaluationConfig, SonderConfig
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import Encoder, save_encoder
@@ -92,7 +93,7 @@ def test_the_deployment_answers_for_stored_histories_what_the_batch_job_wrote(
         for at in range(0, len(order), batch_size)
     ]
     for place, part in enumerate(PARTS):
-        online = pl.DataFrame(pa.concat_tables([answer[place] for answer in answers]))
+        online = pl.DataFrame(pa.concat_tables([unpacked(answer[place]) for answer in answers]))
         written = (
             _written(workspace, part).filter(pl.col("user_id").is_in(user_ids)).sort("user_id", maintain_order=True)
         )

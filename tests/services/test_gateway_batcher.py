@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -125,5 +126,66 @@ def test_who_does_not_come_back_is_not_waited_for_long() -> None:
         assert await batcher.submit(9) == 18  # alone, after a batch of three
         assert await batcher.submit(8) == 16  # and after one of one, which nobody lingers for
         assert compute.batches == [[0], [1, 2, 3], [9], [8]]
+
+    asyncio.run(scenario())
+
+
+def test_who_waited_is_waited_with_for_those_who_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "LINGER", 1e9)
+
+    batches: list[list[int]] = []
+    gates = [asyncio.Event() for _ in range(3)]
+
+    async def compute(numbers: Sequence[int], waited_s: float) -> list[int]:
+        batches.append(list(numbers))
+        await gates[len(batches) - 1].wait()
+        return list(numbers)
+
+    async def scenario() -> None:
+        batcher = MicroBatcher(compute, max_running=1, lingers=True)
+        first = [asyncio.create_task(batcher.submit(number)) for number in range(4)]
+        await asyncio.sleep(0)
+        gates[0].set()
+        await first[0]  # 1, 2 and 3 are under way
+        waiting = asyncio.create_task(batcher.submit(4))
+        await asyncio.sleep(0)
+        gates[1].set()
+        await asyncio.gather(*first)
+        back = [asyncio.create_task(batcher.submit(number)) for number in (5, 6, 7)]
+        gates[2].set()
+        await asyncio.wait_for(asyncio.gather(waiting, *back), 10)
+        assert batches == [[0], [1, 2, 3], [4, 5, 6, 7]]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_is_in_nobodys_context() -> None:
+    asker: ContextVar[str] = ContextVar("asker", default="nobody")
+    seen = []
+
+    async def compute(numbers: Sequence[int], waited_s: float) -> list[int]:
+        seen.append(asker.get())
+        return list(numbers)
+
+    async def ask(name: str) -> int:
+        asker.set(name)
+        return await batcher.submit(1)
+
+    batcher = MicroBatcher(compute, max_running=1)
+
+    async def scenario() -> None:
+        await asyncio.gather(*(asyncio.create_task(ask(name)) for name in ("one", "two", "three")))
+
+    asyncio.run(scenario())
+    assert seen == ["nobody", "nobody"]
+
+
+def test_who_waits_for_a_batch_that_is_cancelled_is_told() -> None:
+    async def compute(numbers: Sequence[int], waited_s: float) -> list[int]:
+        raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        with pytest.raises(StageUnavailable, match="cancelled"):
+            await asyncio.wait_for(MicroBatcher(compute).submit(1), 10)
 
     asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -176,6 +177,37 @@ def test_it_listens_on_loopback_mends_a_killed_replica_and_leaves_nothing_behind
     assert [path for path in running.scratch.iterdir() if path.name.startswith("sonder-")] == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://{LOOPBACK}:{running.port}/readyz", trust_env=False)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_who_hangs_up_takes_nothing_from_the_answers_of_others(launch: Callable[[], Running]) -> None:
+    """Requests that arrive together are one batch, which Ray would count into the request that began it."""
+    running = launch()
+    with Client(f"http://{LOOPBACK}:{running.port}", max_retries=0) as sonder:
+        eventually(sonder.is_ready, "ready")
+        eventually(lambda: "degraded" not in sonder.profile("user-1", fresh=True), "every stage answers in time")
+    url = f"http://{LOOPBACK}:{running.port}"
+    paths = [f"/v1/users/user-{number}?fresh=true" for number in (1, 2, 3, 7)]
+
+    async def scenario() -> list[dict[str, Any]]:
+        answers = []
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=3) as http:
+            for turn in range(60):
+                # After a batch of several the gateway waits for as many to come back: the last one begins the batch.
+                await asyncio.gather(*(http.get(path) for path in paths))
+                staying = []
+                for path in paths[:2]:
+                    staying.append(asyncio.create_task(http.get(path)))
+                    await asyncio.sleep(0.0005)
+                leaving = asyncio.create_task(http.get(paths[2]))
+                await asyncio.sleep(0.0005 * (turn % 20))
+                leaving.cancel()
+                answers += [answer.raise_for_status().json() for answer in await asyncio.gather(*staying)]
+                await asyncio.gather(leaving, return_exceptions=True)
+        return answers
+
+    assert [answer["degraded"] for answer in asyncio.run(scenario()) if "degraded" in answer] == []
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -68,3 +69,14 @@ def test_requests_are_printed_as_they_end_without_those_of_probes(tmp_path: Path
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "GET /v1/users/{user_id}" in text
     assert "healthz" not in text
+
+
+def test_a_narrow_terminal_shows_whole_durations(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    listening = telemetry.listening(SimpleSpanProcessor(SpanFile(str(tmp_path), "sonder-segmentation")))
+    request, below = ("GET /v1/users/{user_id}", {ENTRY: True}), ("stage segmentation", {"users": 64})
+    with printed(tmp_path, console), listening, telemetry.span(*request), telemetry.span(*below):
+        pass
+    bars = [line for line in console.file.getvalue().splitlines() if "█" in line]  # type: ignore[attr-defined]
+    assert len(bars) == 2
+    assert all(re.search(r"\d+\.\d\d( |$)", bar) for bar in bars), bars

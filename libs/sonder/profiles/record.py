@@ -96,6 +96,8 @@ PROFILE_SCHEMA = pa.schema(
     ]
 )
 _JSON_COLUMNS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores")
+_FIRST_KEY, *_AFTER = (b',"%b":' % name.encode() for name in (*_JSON_COLUMNS, FACTS[0]))
+_KEYS_AFTER = tuple(zip(_JSON_COLUMNS, _AFTER, strict=True))  # each column with the key that ends it
 
 
 def cold_profile(user_id: str, *, base_rates: Mapping[str, float], as_of_us: int) -> pa.Table:
@@ -155,10 +157,10 @@ def cut(body: bytes, columns: Container[str]) -> bytes:
     Within a text every quote is escaped, and no nested object before the facts has a key that follows it at the top,
     so the first place of a key after the one before it is where its column starts.
     """
-    start = body.index(b',"num_events":')
+    start = body.index(_FIRST_KEY)
     pieces = [body[:start]]
-    for name, following in pairwise((*_JSON_COLUMNS, FACTS[0])):
-        end = body.index(b',"%b":' % following.encode(), start)
+    for name, following in _KEYS_AFTER:
+        end = body.index(following, start)
         if name in columns:
             pieces.append(body[start:end])
         start = end
