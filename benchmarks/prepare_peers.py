@@ -3,11 +3,13 @@
     make bench-prepare-peers
     python -m benchmarks.prepare_peers --duckdb .bench/duckdb [--events 20000000] [--turns 3]
 
-The work is what a history is at least: read the Parquet files of the log, put users into buckets by a hash, order each
-user's events by time, write one row a user with its events as lists, a Parquet file a bucket. `sonder prepare` also
-checks every row, sets duplicates and bots aside, keys events, counts items and makes the item table and vocabulary, and
-its time includes the start and end of Ray; the peers do none of that. They take turns; medians of wall and CPU seconds,
-greatest memory of all processes (benchmarks.prepare: proportional set sizes).
+The least that a history is: read the Parquet files of the log, put users into buckets by a hash, order each user's
+events by time, write one row a user with its events as lists, a Parquet file a bucket. That is what the first two peers
+do. The same work is what the other two do as `sonder prepare` does it: every row is checked and set aside where it is
+no event, ties of time keep the log's order, robots are set aside, each event has a key that a repeated row shares with
+no other, items and actions are counted, files have digests. Sonder's time includes the start and end of Ray, all
+others' that of Python. They take turns; medians of wall and CPU seconds, greatest memory of all processes
+(benchmarks.prepare: proportional set sizes).
 
 Prints a Markdown table and ends in one JSON line: ratios of Sonder's wall seconds to those of each peer.
 """
@@ -30,6 +32,7 @@ from benchmarks.scale_log import write_log
 from sonder.core.storage import Folder
 
 NUM_BUCKETS = 80
+MOST_A_DAY = 5_000  # events of a user, as events.max_events_per_day
 POLARS = """
 import sys
 from pathlib import Path
@@ -44,6 +47,51 @@ for (bucket,), part in users.partition_by("bucket", as_dict=True, include_key=Fa
     (out / f"bucket={bucket:03d}").mkdir(parents=True)
     part.write_parquet(out / f"bucket={bucket:03d}" / "part-0.parquet", compression="zstd")
 """
+POLARS_ALL = """
+import hashlib, json, sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+import polars as pl
+log, out, buckets, most = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+texts = ("user_id", "item_id", "action")
+latest = datetime.now(timezone.utc) + timedelta(days=1)
+is_event = pl.all_horizontal(
+    *(pl.col(name).str.strip_chars().str.len_bytes().is_between(1, 512).fill_null(False) for name in texts),
+    pl.col("timestamp").is_between(datetime(1970, 1, 2, tzinfo=timezone.utc), latest).fill_null(False),
+)
+rows = pl.scan_parquet(f"{log}/*.parquet").with_row_index("log_order").with_columns(is_event=is_event).collect()
+out.mkdir(parents=True)
+rows.filter(~pl.col("is_event")).write_parquet(out / "quarantine.parquet")
+bucket = (pl.col("user_id").hash(7) % buckets).cast(pl.Int16)
+events = rows.filter("is_event").drop("is_event").with_columns(bucket=bucket)
+del rows
+events = events.sort("bucket", "user_id", "timestamp", "log_order")
+days = events.group_by("user_id", pl.col("timestamp").dt.date()).len()
+bots = days.filter(pl.col("len") > most).select(pl.col("user_id").unique())
+events.join(bots, on="user_id", how="semi").write_parquet(out / "bots.parquet")
+if len(bots):
+    events = events.join(bots, on="user_id", how="anti", maintain_order="left")
+row = pl.concat_str(*texts, pl.col("timestamp").to_physical().cast(pl.String), separator="\x1f").hash(7)
+events = events.drop("log_order").with_columns(key=row).with_row_index("place")
+again = events.filter(pl.col("key").is_duplicated()).with_columns(again=pl.int_range(pl.len()).over("user_id", "key"))
+again = again.filter(pl.col("again") > 0).select("place", own=pl.struct("key", "again").hash(7))
+if len(again):
+    events = events.join(again, on="place", how="left", maintain_order="left")
+    events = events.with_columns(key=pl.coalesce("own", "key")).drop("own")
+events = events.drop("place")
+seen = [pl.len().alias("num"), pl.col("timestamp").min().alias("first"), pl.col("timestamp").max().alias("last")]
+events.group_by("item_id").agg(*seen).sort("item_id").write_parquet(out / "items.parquet")
+events.group_by("action").len().sort("action").write_parquet(out / "actions.parquet")
+users = events.group_by("bucket", "user_id", maintain_order=True).agg("item_id", "action", "timestamp", "key")
+del events
+digests = {}
+for (bucket,), part in users.partition_by("bucket", as_dict=True, include_key=False).items():
+    file = out / f"bucket={bucket:03d}" / "part-0.parquet"
+    file.parent.mkdir(parents=True)
+    part.write_parquet(file, compression="zstd")
+    digests[bucket] = hashlib.blake2b(file.read_bytes()).hexdigest()
+(out / "manifest.json").write_text(json.dumps(digests))
+"""
 DUCKDB = """
 import sys
 import duckdb
@@ -54,6 +102,42 @@ duckdb.sql(f'''COPY (
          list(action ORDER BY timestamp) AS action, list(timestamp ORDER BY timestamp) AS timestamp
   FROM read_parquet('{log}/*.parquet') GROUP BY ALL
 ) TO '{out}' (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (bucket))''')
+"""
+DUCKDB_ALL = """
+import hashlib, json, sys
+from pathlib import Path
+import duckdb
+log, out, buckets, most = sys.argv[1:5]
+duckdb.sql(f"SET memory_limit='12GB'; SET temp_directory='{out}.spill'; SET preserve_insertion_order=false")
+texts = ("user_id", "item_id", "action")
+is_event = " AND ".join(f"coalesce(length(trim({name})) BETWEEN 1 AND 512, false)" for name in texts)
+is_event += " AND coalesce(timestamp BETWEEN TIMESTAMP '1970-01-02' AND now() + INTERVAL 1 DAY, false)"
+Path(out).mkdir(parents=True)
+read = f"read_parquet('{log}/*.parquet', filename=true, file_row_number=true)"
+duckdb.sql(f"COPY (SELECT * FROM {read} WHERE NOT ({is_event})) TO '{out}/quarantine.parquet'")
+duckdb.sql(f'''CREATE TABLE rows AS SELECT user_id, item_id, action, timestamp, filename, file_row_number,
+  hash(user_id, item_id, action, timestamp) AS key FROM {read} WHERE {is_event}''')
+duckdb.sql(f'''CREATE TABLE bots AS SELECT DISTINCT user_id FROM (
+  SELECT user_id FROM rows GROUP BY user_id, timestamp::DATE HAVING count(*) > {most})''')
+duckdb.sql(f"COPY (SELECT * FROM rows SEMI JOIN bots USING (user_id)) TO '{out}/bots.parquet'")
+duckdb.sql('''CREATE TABLE again AS SELECT user_id, key FROM rows GROUP BY ALL HAVING count(*) > 1''')
+duckdb.sql('''CREATE VIEW kept AS
+  SELECT r.*, a.key IS NOT NULL AS is_again
+  FROM rows r ANTI JOIN bots USING (user_id) LEFT JOIN again a USING (user_id, key)''')
+duckdb.sql('''CREATE VIEW events AS SELECT * FROM kept WHERE NOT is_again UNION ALL BY NAME
+  SELECT * REPLACE (hash(key, row_number() OVER (PARTITION BY user_id, key ORDER BY filename, file_row_number)) AS key)
+  FROM kept WHERE is_again''')
+duckdb.sql(f'''COPY (SELECT item_id, count(*), min(timestamp), max(timestamp) FROM rows ANTI JOIN bots USING (user_id)
+  GROUP BY item_id ORDER BY item_id) TO '{out}/items.parquet' ''')
+counted = "SELECT action, count(*) FROM rows ANTI JOIN bots USING (user_id) GROUP BY action"
+duckdb.sql(f"COPY ({counted}) TO '{out}/actions.parquet'")
+place = "ORDER BY timestamp, filename, file_row_number"
+lists = ", ".join(f"list({name} {place}) AS {name}" for name in ("item_id", "action", "timestamp", "key"))
+duckdb.sql(f'''COPY (SELECT hash(user_id) % {buckets} AS bucket, user_id, {lists} FROM events GROUP BY user_id)
+  TO '{out}/users' (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (bucket))''')
+files = sorted(Path(out, "users").rglob("*.parquet"))
+digests = {str(file): hashlib.blake2b(file.read_bytes()).hexdigest() for file in files}
+Path(out, "manifest.json").write_text(json.dumps(digests))
 """
 
 
@@ -84,18 +168,20 @@ def main() -> None:
     root = Path(folder.path)
     plain = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with_duckdb = {**plain, "PYTHONPATH": str(asked.duckdb.resolve())}
-    peer = [str(root / "events"), str(root / "peer"), str(NUM_BUCKETS)]
+    peer = [str(root / "events"), str(root / "peer"), str(NUM_BUCKETS), str(MOST_A_DAY)]
     sonder = [sys.executable, "-m", "pipelines.cli", "prepare", "--config", str(root / "sonder.yaml")]
     sonder += ["--set", f"prepare.num_buckets={NUM_BUCKETS}"]
     contenders = {
         "sonder prepare": (sonder, plain),
-        "Polars": ([sys.executable, "-c", POLARS, *peer], plain),
-        "DuckDB": ([sys.executable, "-c", DUCKDB, *peer], with_duckdb),
+        "Polars, the least": ([sys.executable, "-c", POLARS, *peer], plain),
+        "DuckDB, the least": ([sys.executable, "-c", DUCKDB, *peer], with_duckdb),
+        "Polars, the same": ([sys.executable, "-c", POLARS_ALL, *peer], plain),
+        "DuckDB, the same": ([sys.executable, "-c", DUCKDB_ALL, *peer], with_duckdb),
     }
     measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
     for _ in range(asked.turns):
         for name, (command, environment) in contenders.items():
-            for made in ("workspace", "peer"):
+            for made in ("workspace", "peer", "peer.spill"):
                 shutil.rmtree(root / made, ignore_errors=True)
             measured[name].append(run(command, environment))
             print(f"{name}: {measured[name][-1][0]:.1f} s", file=sys.stderr)
@@ -107,7 +193,7 @@ def main() -> None:
         print(f"| {name} | {spread} | {median(cpus):.1f} | {max(peaks):.2f} |")
     walls = {name: median(turn[0] for turn in turns) for name, turns in measured.items()}
     ours = walls.pop("sonder prepare")
-    print(json.dumps({f"to_{name.lower()}": round(ours / wall, 2) for name, wall in walls.items()}))
+    print(json.dumps({f"to {name}": round(ours / wall, 2) for name, wall in walls.items()}))
 
 
 if __name__ == "__main__":

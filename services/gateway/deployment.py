@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from services.gateway.answers import now_us
 from services.gateway.doors import Doors
-from services.gateway.engine import Engine, now_us
+from services.gateway.engine import Engine
 from services.gateway.following import ReleaseFollower
 from services.gateway.fresh import FreshPath
 from services.gateway.http import create_app

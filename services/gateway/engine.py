@@ -8,17 +8,14 @@ Answers are ready bytes; every one carries `release`, `age_ms`, `as_of` and `com
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
-import numpy as np
 import orjson
 
 import sonder
+from services.gateway.answers import ENVELOPE, PARTS, Answers, asks_audiences, now_us
 from services.gateway.audiences import AudiencePreviews
 from services.gateway.batcher import MicroBatcher
 from services.gateway.erasing import Erasures, erase, told
@@ -27,70 +24,23 @@ from services.gateway.fresh import FreshPath, FreshProfile
 from services.gateway.memberships import AudienceMemberships, Audiences
 from services.gateway.reasons import explain_interest, explain_score
 from services.gateway.recent import Current, RecentEvents
+from services.gateway.release_info import ReleaseInfo
 from services.gateway.stages import FoundItem, FoundUser, HistoryBatch, Stages, Wish
 from services.gateway.tables import to_stream
 from services.warming import sample_batch
 from sonder.core import metrics
 from sonder.core.errors import InvalidRequest, NotFound, StageUnavailable
 from sonder.events.online import OnlineEvent, read_events
-from sonder.profiles.attributes import FACTS
 from sonder.profiles.event_log import Appended, EventLog
-from sonder.profiles.packing import unpack_timelines
 from sonder.profiles.recent_events import EventPacker
-from sonder.profiles.record import Pieces, cold_profile, cut, iso_time, splice, to_json_records
+from sonder.profiles.record import iso_time
 from sonder.profiles.store import ProfileStore, StoredProfile
-from sonder.segments.clusters import Clusters
 from sonder.segments.lookalike import LEAST_SEEDS, few_seeds
 
-ENVELOPE = ("user_id", "is_cold", "cold_reason", "as_of", "computed_at")
-PARTS = ("num_events", "first_seen", "last_seen", "segments", "interests", "affinities", "scores", *FACTS, "embedding")
-FIELDS = (*PARTS, "audiences")  # these are kept apart from the profile: they change between releases
 MAX_ANSWERS = 100
 NO_WISH = Wish()
 NOTHING: frozenset[str] = frozenset()
 LOOKALIKE_BUDGET_S = 30.0  # an audience is fitted while its caller waits
-
-
-@dataclass(frozen=True)
-class PopularItem:
-    """An item that anybody may be shown."""
-
-    index: int
-    item: FoundItem
-    age_days: float  # since its first event, at the release's as_of; 0 for one that nobody met yet
-
-    def is_wished(self, wish: Wish) -> bool:
-        category = self.item.category or ""
-        is_within = wish.category is None or f"{category}/".startswith(f"{wish.category}/")
-        return is_within and (wish.max_age_days is None or self.age_days <= wish.max_age_days)
-
-
-@dataclass(frozen=True)
-class ReleaseInfo:
-    """What the gateway knows of the release that it serves."""
-
-    id: str
-    created_at_us: int
-    as_of_us: int
-    summary: dict[str, Any]  # answered by /v1/release
-    base_rates: Mapping[str, float]  # of each score, what a cold user gets
-    popular: tuple[PopularItem, ...]  # most popular first
-    clusters: Clusters | None = None  # None: a release without behaviour clusters
-
-    def cold(self, user_id: str) -> StoredProfile:
-        """The declared profile of a user whom the release does not know."""
-        body = b'{"user_id":%b%b' % (orjson.dumps(user_id), self._cold_tail)
-        return StoredProfile(self.created_at_us, body, b"", b"")
-
-    @cached_property
-    def _cold_tail(self) -> bytes:
-        nobody = cold_profile("", base_rates=self.base_rates, as_of_us=self.as_of_us)
-        return to_json_records(nobody, computed_at_us=self.created_at_us)[0].removeprefix(b'{"user_id":""')
-
-
-def now_us() -> int:
-    """The wall clock: for ages and `computed_at`, never for what is computed."""
-    return time.time_ns() // 1000
 
 
 class Engine:
@@ -111,7 +61,7 @@ class Engine:
         clock_us: Callable[[], int] = now_us,
     ) -> None:
         self._release, self._store, self._stages = release, store, stages
-        self._release_bytes = release.id.encode()
+        self._answers = Answers(release.id, clock_us)
         self._previews, self._memberships = previews, memberships
         self._budget_s, self._clock_us = budget_s, clock_us
         self._have_answered = False  # every stage, once
@@ -181,17 +131,17 @@ class Engine:
         """The stored profile; the declared cold one for a user whom the release does not know."""
         stored = self._store.get(user_id)
         if stored is not None:
-            self._observe_age(stored.computed_at_us)
-        return self._answer(
+            self._answers.observe_age(stored.computed_at_us)
+        return self._answers.profile(
             stored or self._release.cold(user_id), fields, audiences=self._stored_audiences(user_id, fields)
         )
 
     def profiles(self, user_ids: Sequence[str], fields: Sequence[str] | None = None) -> bytes:
         """Stored profiles in the order asked for."""
         found, audiences = self._stored_many(user_ids, fields)
-        pieces: list[bytes | memoryview] = [b'{"release":"%b","profiles":[' % self._release_bytes]
+        pieces: list[bytes | memoryview] = [b'{"release":"%b","profiles":[' % self._release.id.encode()]
         for stored, of_user in zip(found, audiences or repeat(None), strict=False):
-            pieces += *self._pieces(stored, fields, audiences=of_user), b","
+            pieces += *self._answers.pieces(stored, fields, audiences=of_user), b","
         pieces[-1] = b"]}"  # a request names one user at least
         return b"".join(pieces)
 
@@ -199,7 +149,7 @@ class Engine:
         """The profiles of a batch one by one, each saying its release."""
         found, audiences = self._stored_many(user_ids, fields)
         return [
-            self._answer(stored, fields, audiences=of_user)
+            self._answers.profile(stored, fields, audiences=of_user)
             for stored, of_user in zip(found, audiences or repeat(None), strict=False)
         ]
 
@@ -214,8 +164,8 @@ class Engine:
     ) -> tuple[list[StoredProfile], list[Audiences] | None]:
         found = self._store.batch_get(user_ids)
         if known := [stored.computed_at_us for stored in found if stored is not None]:
-            self._observe_age(min(known))
-        audiences = self._audiences_of(user_ids) if _asks_audiences(fields) else None
+            self._answers.observe_age(min(known))
+        audiences = self._audiences_of(user_ids) if asks_audiences(fields) else None
         return [
             self._release.cold(user_id) if stored is None else stored
             for user_id, stored in zip(user_ids, found, strict=True)
@@ -226,7 +176,7 @@ class Engine:
 
         The stored profile's, or where that has no drivers (it was refreshed), of the profile computed now.
         """
-        answer = orjson.loads(self._answer(self._stored(user_id), None))
+        answer = orjson.loads(self._answers.profile(self._stored(user_id), None))
         if any(score["drivers"] is None for score in answer["scores"]):
             answer = orjson.loads(await self._computed(user_id, None, self._explained))
         reasons = [explain_score(score) for score in answer["scores"]]
@@ -290,19 +240,23 @@ class Engine:
     ) -> bytes:
         current = self._recent.current(user_id)
         if not current.is_known:
-            return self._answer(self._release.cold(user_id), fields, audiences=self._stored_audiences(user_id, fields))
+            return self._answers.profile(
+                self._release.cold(user_id), fields, audiences=self._stored_audiences(user_id, fields)
+            )
         try:
             fresh = await batcher.submit((user_id, current))
         except StageUnavailable as error:
             missing = {"stage": "gateway", "reason": error.found, "instead": "the stored profile"}
-            return self._answer(current.profile, fields, (missing,), audiences=self._stored_audiences(user_id, fields))
-        self._observe_age(fresh.computed_at_us)
+            return self._answers.profile(
+                current.profile, fields, (missing,), audiences=self._stored_audiences(user_id, fields)
+            )
+        self._answers.observe_age(fresh.computed_at_us)
         computed = StoredProfile(fresh.computed_at_us, fresh.body, fresh.embedding, b"")
         audiences = None
-        if _asks_audiences(fields):
+        if asks_audiences(fields):
             timeline = current.profile.timeline
             audiences = await asyncio.to_thread(self._memberships.fresh, user_id, fresh.body, timeline)
-        return self._answer(computed, fields, fresh.degraded, audiences=audiences)
+        return self._answers.profile(computed, fields, fresh.degraded, audiences=audiences)
 
     async def recommendations(
         self,
@@ -330,13 +284,13 @@ class Engine:
                 found = await self._finding.items(query)
             except StageUnavailable as error:
                 degraded = ({"stage": "retrieval", "reason": error.found, "instead": "popular items"},)
-        items = found or self._popular(stored.timeline if not seen else b"", k, wish)
+        items = found or self._release.popular_for(stored.timeline if not seen else b"", k, wish)
         fallback = "popular" if items and not found else None
         ranked = [
             {"rank": rank, "item_id": i.item_id, "title": i.title, "category": i.category, "score": i.score}
             for rank, i in enumerate(items, 1)
         ]
-        return self._parts_answer(stored, {"fallback": fallback, "recommendations": ranked}, degraded)
+        return self._answers.parts(stored, {"fallback": fallback, "recommendations": ranked}, degraded)
 
     async def similar_items(self, item_id: str, *, k: int) -> bytes:
         """Nearest other items by cosine; NotFound for an item without a vector, StageUnavailable without retrieval."""
@@ -364,7 +318,7 @@ class Engine:
                 degraded = ({"stage": "retrieval", "reason": error.found, "instead": "no users"},)
         kept = self._without_erased(found)
         users = [{"user_id": user.user_id, "similarity": user.similarity} for user in kept]
-        return self._parts_answer(stored, {"similar": users}, degraded)
+        return self._answers.parts(stored, {"similar": users}, degraded)
 
     async def lookalike(self, seed_ids: Sequence[str], *, size: int, exclude: Sequence[str] = ()) -> bytes:
         """The users of the release most like the seeds, without those of `exclude`.
@@ -465,7 +419,7 @@ class Engine:
         return self._store.get(user_id) or self._release.cold(user_id)
 
     def _stored_audiences(self, user_id: str, fields: Sequence[str] | None) -> Audiences | None:
-        return self._audiences_of([user_id])[0] if _asks_audiences(fields) else None
+        return self._audiences_of([user_id])[0] if asks_audiences(fields) else None
 
     def _audiences_of(self, user_ids: Sequence[str]) -> list[Audiences]:
         found = self._memberships.stored(user_ids)
@@ -475,65 +429,6 @@ class Engine:
             Audiences([]) if is_out else of_user
             for of_user, is_out in zip(found, self._erasures.hold(user_ids), strict=True)
         ]
-
-    def _answer(
-        self,
-        stored: StoredProfile,
-        fields: Sequence[str] | None,
-        degraded: Sequence[dict[str, Any]] = (),
-        *,
-        audiences: Audiences | None = None,
-    ) -> bytes:
-        return b"".join(self._pieces(stored, fields, degraded, audiences=audiences))
-
-    def _pieces(
-        self,
-        stored: StoredProfile,
-        fields: Sequence[str] | None,
-        degraded: Sequence[dict[str, Any]] = (),
-        *,
-        audiences: Audiences | None = None,
-    ) -> Pieces:
-        """The answer in pieces that are to be joined."""
-        body, also = stored.body, b""
-        if fields is not None:
-            body = cut(body, fields)
-            if "embedding" in fields:
-                vector = np.frombuffer(stored.embedding, dtype="<f4") if stored.embedding else None
-                body = b'%b,"embedding":%b}' % (body[:-1], orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
-        if audiences is not None:
-            also = b'"audiences":%b,' % audiences.to_json()
-            degraded = (*degraded, *audiences.degraded)
-        if degraded:
-            for missing in degraded:
-                metrics.DEGRADED.labels(missing["stage"]).inc()
-            also = b'"degraded":%b,%b' % (orjson.dumps(list(degraded)), also)
-        return splice(
-            body,
-            release=self._release_bytes,
-            computed_at_us=stored.computed_at_us,
-            now_us=self._clock_us(),
-            also=also,
-        )
-
-    def _parts_answer(
-        self, stored: StoredProfile, content: Mapping[str, Any], degraded: Sequence[dict[str, Any]]
-    ) -> bytes:
-        """The envelope of a profile around something that is not part of it."""
-        envelope = self._answer(stored, (), degraded)
-        return b"%b,%b" % (envelope[:-1], orjson.dumps(content)[1:])
-
-    def _observe_age(self, computed_at_us: int) -> None:
-        metrics.AGE_AT_READ_SECONDS.observe(max(0, self._clock_us() - computed_at_us) / 1e6)
-
-    def _popular(self, timeline: bytes, k: int, wish: Wish) -> list[FoundItem]:
-        seen = set(unpack_timelines(["user"], [timeline]).items.tolist())
-        wanted = [one for one in self._release.popular if one.index not in seen and one.is_wished(wish)]
-        return [one.item for one in wanted[:k]]
-
-
-def _asks_audiences(fields: Sequence[str] | None) -> bool:
-    return fields is None or "audiences" in fields
 
 
 def _medoids(body: bytes) -> list[tuple[str, float]]:

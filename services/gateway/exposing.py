@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from services.gateway.engine import now_us
+from services.gateway.answers import now_us
 from sonder.core import metrics
 from sonder.core.storage import Folder
 from sonder.core.watching import Watched

@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sonder
 from services.gateway import observing, problems, schemas, tables
+from services.gateway.answers import FIELDS
 from services.gateway.doors import Doors, HttpDoors
-from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
+from services.gateway.engine import MAX_ANSWERS, Engine
 from services.gateway.experiment_routes import experiments
 from services.gateway.experimenting import learn_eligible
 from services.gateway.hot import RELEASE_HEADER, HotReads

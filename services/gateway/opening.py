@@ -6,10 +6,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from services.gateway.audiences import AudiencePreviews
-from services.gateway.engine import Engine, PopularItem, ReleaseInfo
+from services.gateway.engine import Engine
 from services.gateway.erasing import Erasures
 from services.gateway.memberships import AudienceMemberships
 from services.gateway.observing import observed_store
+from services.gateway.release_info import PopularItem, ReleaseInfo
 from services.gateway.stages import FoundItem, Stages
 from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from services.gateway.answers import now_us
 from services.gateway.arms import Recorder
-from services.gateway.engine import Engine, now_us
+from services.gateway.engine import Engine
 from services.gateway.experimenting import ExperimentEngine
 from services.gateway.exposing import ExposureLog
 from services.gateway.following import GRACE_S, ReleaseFollower

@@ -11,6 +11,7 @@ the clustering itself may have grouped a few of them otherwise.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any, SupportsFloat
 
@@ -93,7 +94,7 @@ def interest_agreement(
         "purity": _ratio(dominant["events"].sum(), sizes["events"].sum()),
         "precision": _ratio(len(correct), len(dominant)),
         "completeness": _ratio(len(recovered), len(asked)),
-        "completeness_weighted": _ratio(recovered["weight"].sum(), asked["weight"].sum()),
+        "completeness_weighted": _ratio(_sum(recovered["weight"]), _sum(asked["weight"])),
         "users": float(found["user_id"].n_unique()),
     }
 
@@ -130,8 +131,8 @@ def lifecycle_agreement(recovered: pl.DataFrame, truth: pl.DataFrame) -> tuple[d
         .value_counts(name="t")
         .join(joined["recovered"].value_counts(name="r"), left_on="true", right_on="recovered")
     )
-    by_chance = _ratio(float((mixes["t"].cast(pl.Float64) * mixes["r"]).sum()), float(joined.height**2))
-    balanced = float(np.mean(per_state["share"].to_numpy())) if len(per_state) else float("nan")
+    by_chance = _ratio(_sum(mixes["t"].cast(pl.Float64) * mixes["r"]), float(joined.height**2))
+    balanced = _ratio(_sum(per_state["share"]), len(per_state))
     kappa = _ratio(agreement - by_chance, 1 - by_chance)
     metrics = {"agreement": agreement, "balanced_agreement": balanced, "kappa": kappa, "users": float(joined.height)}
     return metrics, confusion
@@ -188,7 +189,7 @@ def score_against_best(
         "auc": auc,
         "auc_of_truth": auc_of_truth,
         "share_of_best": (auc - 0.5) / (auc_of_truth - 0.5) if known and auc and auc_of_truth else None,
-        "mean_absolute_error": float(np.mean(np.abs(own - best))) if len(joined) else None,
+        "mean_absolute_error": math.fsum(np.abs(own - best)) / len(joined) if len(joined) else None,
         "users": float(len(joined)),
     }
     if attainable is None:
@@ -207,6 +208,11 @@ def _auc(labels: NDArray[Any], given: NDArray[Any]) -> float | None:
 def _cut_category(depth: int | None) -> pl.Expr:
     category = pl.col("category")
     return category if depth is None else category.str.split("/").list.head(depth).list.join("/")
+
+
+def _sum(values: pl.Series) -> float:
+    """Rounded once: a join or a group has its rows in another order each time, and a plain sum its last digit."""
+    return math.fsum(values.to_list())
 
 
 def _ratio(part: SupportsFloat, whole: SupportsFloat) -> float:

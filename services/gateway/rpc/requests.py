@@ -12,8 +12,9 @@ import orjson
 from google.protobuf.message import Message
 from pydantic import BaseModel, Field
 
+from services.gateway.answers import FIELDS
 from services.gateway.doors import BATCH, Asked
-from services.gateway.engine import FIELDS, MAX_ANSWERS, Engine
+from services.gateway.engine import MAX_ANSWERS, Engine
 from services.gateway.experimenting import learn_eligible
 from services.gateway.rpc import sonder_pb2 as pb
 from services.gateway.schemas import BatchGetRequest, EventsRequest, UserId

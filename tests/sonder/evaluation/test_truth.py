@@ -155,3 +155,21 @@ def test_the_true_probability_is_the_best_a_score_can_do() -> None:
     assert result["share_of_best"] == pytest.approx((result["auc"] - 0.5) / (result["auc_of_truth"] - 0.5))
     one_class = pl.DataFrame({"user_id": ids, "label": [True] * 4_000, "probability": noisy})
     assert score_against_best(one_class, pl.DataFrame({"user_id": ids, "probability": truth}))["share_of_best"] is None
+
+
+def test_agreement_is_the_same_to_the_last_digit_whatever_the_order_of_rows() -> None:
+    draw = np.random.default_rng(5)
+    users = [f"u{number}" for number in range(300) for _ in range(3)]
+    categories = [f"c{place}/{number % 7}" for number in range(300) for place in range(3)]
+    truth = pl.DataFrame({"user_id": users, "category": categories, "weight": draw.random(900)})
+    recovered = truth.filter(pl.col("weight") > 0.3)
+    assignments = recovered.select("user_id", "category", rank=1 + pl.int_range(pl.len()))
+    lived = draw.choice(["new", "tier", "dormant"], 300, p=[0.1, 0.7, 0.2])
+    states = pl.DataFrame({"user_id": users[::3], "state": lived})
+    guessed = states.with_columns(state=pl.Series(draw.permutation(states["state"].to_numpy())))
+    found = set()
+    for seed in range(20):
+        agreement = interest_agreement(assignments, truth.sample(fraction=1, shuffle=True, seed=seed))
+        lifecycle, _ = lifecycle_agreement(guessed.sample(fraction=1, shuffle=True, seed=seed), states)
+        found.add((*agreement.values(), *lifecycle.values()))
+    assert len(found) == 1
