@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -132,6 +132,15 @@ class Stages(Protocol):
         """The `size` users most like the seeds, none of whom is a seed or in `exclude_ids`."""
 
 
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _segmented(answer: tuple[tuple[bytes, ...], NDArray[np.float64] | None]) -> Segmented:
+    interests, segments, affinities = map(unpacked, answer[0])
+    return Segmented(interests, segments, affinities, answer[1])
+
+
 class HandleStages:
     """Stages behind the handles of one Serve application, asked for one release."""
 
@@ -160,11 +169,11 @@ class HandleStages:
         return vectors
 
     async def segment(self, batch: HistoryBatch, *, deadline: float) -> Segmented:
-        tables, summary = await self._ask(
-            self._segmentation.segment, "segmentation", deadline, batch.user_ids, batch.timelines, batch.as_of_us
+        asked = (batch.user_ids, batch.timelines, batch.as_of_us)
+        found: Segmented = await self._ask(
+            self._segmentation.segment, "segmentation", deadline, *asked, read=_segmented
         )
-        interests, segments, affinities = map(unpacked, tables)
-        return Segmented(interests, segments, affinities, summary)
+        return found
 
     async def score(
         self,
@@ -176,7 +185,7 @@ class HandleStages:
         deadline: float,
     ) -> pa.Table:
         asked = (batch.user_ids, batch.timelines, vectors, batch.as_of_us, with_drivers, interests)
-        return unpacked(await self._ask(self._scoring.score, "scoring", deadline, *asked))
+        return await self._ask(self._scoring.score, "scoring", deadline, *asked, read=unpacked)
 
     async def recommend(
         self, vectors: NDArray[np.float32], seen: Sequence[bytes], k: int, wishes: Sequence[Wish], *, deadline: float
@@ -219,14 +228,16 @@ class HandleStages:
             found["seeds"], found["ranked_users"], found["other_users"], found["held_out_auc"], audience
         )
 
-    async def _ask(self, method: Any, stage: str, deadline: float, *arguments: Any) -> Any:
-        """Call a handle's method for whoever asks, and tell how long its answer took."""
+    async def _ask(
+        self, method: Any, stage: str, deadline: float, *arguments: Any, read: Callable[[Any], Any] = _as_it_is
+    ) -> Any:
+        """Call a handle's method for whoever asks, read its answer, and tell how long it took."""
         started, outcome = time.perf_counter(), "failed"
         try:
             with telemetry.span(f"stage {stage}", {"users": len(arguments[0])}, kind=SpanKind.CLIENT):
                 # Nobody's call has no `caller`, so a method that knows of none can be called too.
                 asks_for = {"caller": found} if (found := caller()) else {}
-                answer = await _within(method.remote(*arguments, **self._named, **asks_for), stage, deadline)
+                answer = await _within(method.remote(*arguments, **self._named, **asks_for), stage, deadline, read)
             outcome = "answered"
             return answer
         finally:
@@ -237,11 +248,14 @@ def _items(rows: list[list[tuple[Any, ...]]]) -> list[list[FoundItem]]:
     return [[FoundItem(*item) for item in row] for row in rows]
 
 
-async def _within(call: Awaitable[T], stage: str, deadline: float) -> T:
-    """Await a response until the deadline; cancelling it on time-out cancels the work behind it."""
+async def _within(call: Awaitable[Any], stage: str, deadline: float, read: Callable[[Any], T]) -> T:
+    """Await a response until the deadline; cancelling it on time-out cancels the work behind it.
+
+    One that cannot be read, such as that of another version of the code, is a failure of its stage too.
+    """
     try:
         async with asyncio.timeout_at(deadline):
-            return await call
+            return read(await call)
     except TimeoutError as error:
         logger.warning("stage %s: no answer in time", stage)
         raise StageUnavailable(f"{stage} did not answer in time") from error

@@ -109,6 +109,18 @@ def test_a_failing_stage_is_named_and_its_stored_part_stands_in(
     assert without_drivers(without(fresh, VOLATILE | {"degraded"})) == without_drivers(without(stored, VOLATILE))
 
 
+@pytest.mark.parametrize(("stage", "method"), [("scoring", "score"), ("segmentation", "segment")])
+def test_an_answer_in_another_form_is_a_failure_of_its_stage(
+    served: Served, monkeypatch: pytest.MonkeyPatch, stage: str, method: str
+) -> None:
+    async def of_another_version(*arguments: Any, **asked: Any) -> Any:
+        return {"scores": []}
+
+    monkeypatch.setattr(served.handles[stage].deployment, method, of_another_version)
+    degraded = served.get("/v1/users/user-4?fresh=true")["degraded"]
+    assert [(missing["stage"], missing["reason"]) for missing in degraded] == [(stage, f"{stage} is failing")]
+
+
 def test_the_cluster_online_is_that_of_the_batch(served: Served) -> None:
     stored = [served.get(f"/v1/users/user-{user}")["segments"] for user in range(4)]
     fresh = [served.get(f"/v1/users/user-{user}?fresh=true")["segments"] for user in range(4)]
