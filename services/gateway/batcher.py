@@ -109,21 +109,16 @@ class MicroBatcher(Generic[Question, Answer]):
                 if not entry.future.done():
                     entry.future.set_result(answer)
         except asyncio.CancelledError:  # nobody who waits may wait for ever
-            self._refuse(batch, StageUnavailable("The batch of this request was cancelled", do="Try again."))
+            _refuse(batch, StageUnavailable("The batch of this request was cancelled", do="Try again."))
             raise
         except Exception as error:
-            self._refuse(batch, error)
+            _refuse(batch, error)
         finally:
             task = asyncio.current_task()
             assert task is not None
             self._running.discard(task)
             self._linger(len(batch), asyncio.get_running_loop().time() - started_s)
             self._start()
-
-    def _refuse(self, batch: list[Waiting[Question, Answer]], error: Exception) -> None:
-        for entry in batch:
-            if not entry.future.done():
-                entry.future.set_exception(error)
 
     async def _computed(self, batch: list[Waiting[Question, Answer]], waited_s: float) -> Sequence[Answer]:
         """The answers, computed for all who wait: their ids in the log, their traces linked."""
@@ -132,3 +127,10 @@ class MicroBatcher(Generic[Question, Answer]):
         spans, waited_ms = [entry.span for entry in batch], round(waited_s * 1e3, 3)
         with for_requests(ids), telemetry.batch_span(self._name, spans, users=len(batch), waited_ms=waited_ms):
             return await self._compute([entry.question for entry in batch], waited_s)
+
+
+def _refuse(batch: Sequence[Waiting[Question, Answer]], error: Exception) -> None:
+    """Tell all who still wait."""
+    for entry in batch:
+        if not entry.future.done():
+            entry.future.set_exception(error)

@@ -192,7 +192,7 @@ def test_who_hangs_up_takes_nothing_from_the_answers_of_others(launch: Callable[
 
     async def scenario() -> list[dict[str, Any]]:
         answers = []
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=3) as http:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as http:
             for turn in range(60):
                 # After a batch of several the gateway waits for as many to come back: the last one begins the batch.
                 await asyncio.gather(*(http.get(path) for path in paths))
