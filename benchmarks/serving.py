@@ -11,7 +11,8 @@ The load comes from a process on the same machine (benchmarks.http_load), so all
 hot      GET /v1/users/{id}, 16 connections, 1,000 users in turns
 batch    POST /v1/users:batchGet of 256 users, 4 connections
 fresh    GET /v1/users/{id}?fresh=true at 1, 16 and 64 connections
-open     hot reads on an arrival schedule at 30, 60, 80 and 90 % of the closed rate; latency from the scheduled moment
+open     hot and fresh reads on an arrival schedule at 30, 60, 80 and 90 % of the closed rate (of fresh, that of 64
+         connections); latency from the scheduled moment
 
 Prints Markdown tables and ends in one JSON line: hot_read_ratio, hot_read_p99_ratio, batch_profiles_per_s, fresh_ratio
 (16 connections), fresh_ratio_64, and the same against the single process.
@@ -157,8 +158,8 @@ def measure(ports: dict[str, int], users: list[str], *, seconds: float, turns: i
     return results
 
 
-def open_model(port: int, users: list[str], capacity: float, *, seconds: float) -> dict[str, Any]:
-    reads = [f"GET /v1/users/{user}" for user in users]
+def open_model(port: int, reads: list[str], capacity: float, *, seconds: float) -> dict[str, Any]:
+    """Share of the capacity -> one result."""
     shares = (0.3, 0.6, 0.8, 0.9)
     return {
         f"{share:.0%}": drive(port, reads, connections=256, seconds=seconds, rate=share * capacity) for share in shares
@@ -173,7 +174,7 @@ def latency_of(results: Any, contender: str, name: str, quantile: str) -> float:
     return median(told["latency_ms"][quantile] for told in results[contender][name])
 
 
-def report(results: Any, opened: dict[str, Any], turns: int) -> None:
+def report(results: Any, opened: dict[str, dict[str, Any]], turns: int) -> None:
     print(f"| load | contender | requests/s (least, most of {turns}) | p50 ms | p99 ms |\n|---|---|---|---|---|")
     for name in ("hot", "batch", "fresh 1", "fresh 16", "fresh 64"):
         for contender in (contender for contender in results if name in results[contender]):
@@ -181,10 +182,12 @@ def report(results: Any, opened: dict[str, Any], turns: int) -> None:
             p50, p99 = (latency_of(results, contender, name, quantile) for quantile in ("p50", "p99"))
             spread = f"{median(rates):.0f} ({min(rates):.0f}, {max(rates):.0f})"
             print(f"| {name} | {contender} | {spread} | {p50:.2f} | {p99:.2f} |")
-    print("\n| open model, hot reads | offered/s | p50 ms | p90 | p99 | p99.9 | max |\n|---|---|---|---|---|---|---|")
-    for share, told in opened.items():
-        columns = [f"{share} of the closed rate", f"{told['rate']:.0f}", *map(str, told["latency_ms"].values())]
-        print(f"| {' | '.join(columns)} |")
+    for kind, shares in opened.items():
+        print(f"\n| open model, {kind} reads | offered/s | p50 ms | p90 | p99 | p99.9 | max |")
+        print("|---|---|---|---|---|---|---|")
+        for share, told in shares.items():
+            columns = [f"{share} of the closed rate", f"{told['rate']:.0f}", *map(str, told["latency_ms"].values())]
+            print(f"| {' | '.join(columns)} |")
 
 
 def main() -> None:
@@ -207,7 +210,12 @@ def main() -> None:
         time.sleep(3)  # the proxy learns of the new route
         ports = {"sonder": port, "empty": port, "plain": plain}
         results = measure(ports, users, seconds=options.seconds, turns=options.turns)
-        opened = open_model(port, users, rate_of(results, "sonder", "hot"), seconds=options.seconds)
+        reads = [f"GET /v1/users/{user}" for user in users]
+        fresh = [f"{read}?fresh=true" for read in reads]
+        opened = {
+            "hot": open_model(port, reads, rate_of(results, "sonder", "hot"), seconds=options.seconds),
+            "fresh": open_model(port, fresh, rate_of(results, "sonder", "fresh 64"), seconds=options.seconds),
+        }
     report(results, opened, options.turns)
     ratios = {
         "hot_read_ratio": rate_of(results, "sonder", "hot") / rate_of(results, "empty", "hot"),

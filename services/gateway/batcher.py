@@ -4,8 +4,8 @@ An idle batcher starts at once with one request, and what arrives while `max_run
 together when one ends. So latency is least when load is low, and the batch grows by itself with the load.
 Callers who ask again as soon as they are answered would find it idle, though: the first of them would leave alone and
 the others wait for that batch of one, at half the price of one of all. So after a batch of several a batcher may
-linger: until all who were just answered may be back beside those who waited meanwhile, and for LINGER of the time that
-the batch took at most. Who comes alone never waits.
+linger: until all who were just answered may be back beside those who waited meanwhile, and at most for LINGER of the
+time that the batch took and for LINGER_MOST_S. Who comes alone never waits.
 A batch is nobody's request: it runs in a context of its own, so that Ray does not take it for a part of the request
 that happened to start it, and cancel what all the others wait for when that one's caller hangs up.
 """
@@ -25,6 +25,7 @@ from sonder.core.errors import StageUnavailable
 from sonder.core.logs import for_requests, request_ids
 
 LINGER = 0.5  # of the last batch's time: what those who wait may lose, against a second batch that they save
+LINGER_MOST_S = 0.1  # a stage that is slow today is no reason to wait longer: a full batch takes some .2 s
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -98,7 +99,7 @@ class MicroBatcher(Generic[Question, Answer]):
             self._timer.cancel()
             self._timer = None
         self._expected = num_answered + len(self._waiting) if self._lingers and num_answered > 1 else 0
-        self._until_s = asyncio.get_running_loop().time() + LINGER * took_s
+        self._until_s = asyncio.get_running_loop().time() + min(LINGER * took_s, LINGER_MOST_S)
 
     async def _run(self, batch: list[Waiting[Question, Answer]]) -> None:
         started_s = asyncio.get_running_loop().time()

@@ -96,7 +96,7 @@ def test_a_request_whose_caller_left_is_not_computed() -> None:
 
 
 def test_callers_who_come_back_one_by_one_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher_module, "LINGER", 1e9)  # so only that all are back can end it
+    _wait_for_all(monkeypatch)
 
     async def scenario() -> None:
         compute = Computation()
@@ -115,7 +115,17 @@ def test_callers_who_come_back_one_by_one_leave_together(monkeypatch: pytest.Mon
     asyncio.run(scenario())
 
 
-def test_who_does_not_come_back_is_not_waited_for_long() -> None:
+def _wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that only that all are back can end the waiting."""
+    monkeypatch.setattr(batcher_module, "LINGER", 1e9)
+    monkeypatch.setattr(batcher_module, "LINGER_MOST_S", 1e9)
+
+
+@pytest.mark.parametrize("share", [batcher_module.LINGER, 1e9])
+def test_who_does_not_come_back_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Not even after a batch that took very long."""
+    monkeypatch.setattr(batcher_module, "LINGER", share)
+
     async def scenario() -> None:
         compute = Computation()
         batcher = MicroBatcher(compute, max_running=1, lingers=True)
@@ -123,7 +133,7 @@ def test_who_does_not_come_back_is_not_waited_for_long() -> None:
         await compute.started.wait()
         compute.let_go.set()
         await asyncio.gather(*tasks)
-        assert await batcher.submit(9) == 18  # alone, after a batch of three
+        assert await asyncio.wait_for(batcher.submit(9), 30) == 18  # alone, after a batch of three
         assert await batcher.submit(8) == 16  # and after one of one, which nobody lingers for
         assert compute.batches == [[0], [1, 2, 3], [9], [8]]
 
@@ -131,8 +141,7 @@ def test_who_does_not_come_back_is_not_waited_for_long() -> None:
 
 
 def test_who_waited_is_waited_with_for_those_who_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher_module, "LINGER", 1e9)
-
+    _wait_for_all(monkeypatch)
     batches: list[list[int]] = []
     gates = [asyncio.Event() for _ in range(3)]
 
