@@ -1,16 +1,19 @@
 """How a build grows with the log: time, CPU, memory and bytes written of each step, and the exponent of its growth.
 
     make bench-scale
-    python -m benchmarks.scale --out .bench/scale [--events 1000000 10000000] [--per-user 20] [--until report]
+    python -m benchmarks.scale [--out .bench/scale] [--events 1000000 10000000] [--per-user 20] [--until report]
+                               [--resume]
 
 Each size is a log of its own (benchmarks.scale_log) with `per-user` events a user, built by `sonder build` with one
 epoch of the encoder and one trial of the scores, on the cores of this machine. All processes of the build, Ray's own
 included, are looked at twice a second; what is seen counts for the step whose marker is not there yet. CPU seconds do
-not depend on what else the machine does, wall seconds do. Bytes are those that the processes wrote to the disk, spilled
-objects included, and the size of the release.
+not depend much on what else the machine does, wall seconds do. Bytes are those that the processes wrote to the disk,
+spilled objects included, and the size of the release.
 
 exponent   slope of log(CPU seconds) over log(events) between the two largest sizes, and over all of them; CPU of an
            empty step of Ray (its start) is in all sizes, so small logs look better than linear
+
+resume     go on with builds that were stopped; what is told then is of the steps that were still open
 
 Prints a Markdown table a size and one of exponents, and ends in one JSON line.
 """
@@ -87,8 +90,12 @@ def run(folder: Folder, until: str) -> dict[str, Step]:
     steps = {step: Step() for step in STEPS[: STEPS.index(until) + 1]}
     with subprocess.Popen(command, stdout=sys.stderr, env=environment) as process:
         sampler, used, last = Sampler(process.pid), Used(), (time.perf_counter(), 0.0, 0)
+        under_way = STEPS[0]
         while process.poll() is None:
-            step = steps.get(current_step(workspace), Step())
+            if (name := current_step(workspace)) != under_way:
+                _tell(under_way, steps.get(under_way, Step()))
+                under_way = name
+            step = steps.get(name, Step())
             step.peak_bytes = max(step.peak_bytes, sampler.sample().total)
             now = (time.perf_counter(), *used.look(sampler.known))
             step.seconds += now[0] - last[0]
@@ -99,6 +106,16 @@ def run(folder: Folder, until: str) -> dict[str, Step]:
     if process.returncode:
         raise SystemExit(process.returncode)
     return steps
+
+
+def _tell(name: str, step: Step) -> None:
+    """A step that ended, so that a build which is stopped later has not been for nothing."""
+    print(f"| {_row(name, step)} |", file=sys.stderr)
+
+
+def _row(name: str, step: Step) -> str:
+    sizes = f"{step.peak_bytes / GIB:.2f} | {step.written_bytes / GIB:.2f}"
+    return f"{name} | {step.seconds:.0f} | {step.cpu_s:.0f} | {sizes}"
 
 
 def exponent(events: list[int], costs: list[float]) -> float | None:
@@ -117,13 +134,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(".bench/scale"))
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--per-user", type=int, default=20)
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--until", choices=STEPS, default=STEPS[-1])
     asked = parser.parse_args()
     measured: dict[int, dict[str, Step]] = {}
     for events in sorted(asked.events):
         folder = Folder.at(str(asked.out.resolve() / f"events-{events}"))
         write_log(folder, events, events // asked.per_user)
-        (folder / "workspace").remove()
+        if not asked.resume:
+            (folder / "workspace").remove()
         measured[events] = run(folder, asked.until)
         show(events, events // asked.per_user, measured[events], Path(folder.path) / "workspace")
     exponents = {}
@@ -143,8 +162,7 @@ def show(events: int, users: int, steps: dict[str, Step], workspace: Path) -> No
     print(f"\n{events:,} events, {users:,} users:\n")
     print("| step | seconds | CPU s | peak GiB | written GiB |\n|---|---|---|---|---|")
     for name, step in steps.items():
-        told = f"{step.seconds:.0f} | {step.cpu_s:.0f} | {step.peak_bytes / GIB:.2f} | {step.written_bytes / GIB:.2f}"
-        print(f"| {name} | {told} |")
+        print(f"| {_row(name, step)} |")
     for part in ("history", "releases"):
         print(f"\n{part}: {size_of(workspace / part) / GIB:.2f} GiB on disk", flush=True)
 
