@@ -13,9 +13,10 @@ from typing import Any
 
 from pipelines.prepare_plan import ROWS_PER_BUCKET, Plan, erasures_entry
 from pipelines.table_formats import is_table_format
-from sonder.core.config import EventsConfig, SonderConfig
+from sonder.core.config import SonderConfig
 from sonder.core.errors import DataError, InvalidRequest
 from sonder.core.ids import digest_json
+from sonder.core.input_config import EventsConfig
 from sonder.core.storage import read_manifest
 from sonder.core.telemetry import logger
 from sonder.core.workspace import Workspace

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.table_formats import describe_table, is_table_format, resolve_table
-from sonder.core.config import EventsConfig, SonderConfig
+from sonder.core.config import SonderConfig
 from sonder.core.ids import digest_json
+from sonder.core.input_config import EventsConfig
 from sonder.core.workspace import Workspace
 from sonder.events.contract import Col
 from sonder.events.erasure import read_erasures

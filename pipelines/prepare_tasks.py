@@ -19,8 +19,8 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data._internal.execution.interfaces.task_context import TaskContext
 
-from sonder.core.config import EventsConfig
 from sonder.core.ids import bucket_of, digest_bytes, stable_hash
+from sonder.core.input_config import EventsConfig
 from sonder.core.storage import Folder
 from sonder.events.contract import EVENT_SCHEMA, QUARANTINE_SCHEMA, Col
 from sonder.events.erasure import Erased, without_erased

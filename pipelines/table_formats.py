@@ -17,8 +17,8 @@ import ray.data
 
 from pipelines.prepare_tasks import read_block
 from pipelines.ray_runtime import ensure_ray
-from sonder.core.config import EventsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig
 from sonder.events import resolving
 from sonder.events.mapping import latest_event_us
 

@@ -22,8 +22,9 @@ import pipelines.prepare
 from pipelines.prepare import prepare
 from pipelines.prepare_plan import derive_num_buckets
 from pipelines.prepare_tasks import read_block
-from sonder.core.config import EventsConfig, SonderConfig
+from sonder.core.config import SonderConfig
 from sonder.core.errors import DataError, NotFound, TooManyBadRows
+from sonder.core.input_config import EventsConfig
 from sonder.core.storage import Folder, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.events.reading import LogSplit

@@ -11,9 +11,10 @@ import pytest
 import pipelines.prepare
 from pipelines.prepare import prepare
 from pipelines.prepare_plan import make_plan
-from sonder.core.config import EventsConfig, PrepareConfig, SonderConfig, UsersConfig
+from sonder.core.config import PrepareConfig, SonderConfig
 from sonder.core.errors import ConfigurationError, DataError
 from sonder.core.ids import digest_json
+from sonder.core.input_config import EventsConfig, UsersConfig
 from sonder.core.storage import read_manifest
 from sonder.core.workspace import Workspace
 from sonder.history.inputs import LAYOUT_VERSION, prepare_digest

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import polars as pl
 import pyarrow as pa
 
-from sonder.core.config import EventsConfig, ItemsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig, ItemsConfig
 from sonder.core.storage import file_system_of
 from sonder.core.telemetry import stage
 from sonder.events.columnar import read_arrow_blocks, read_parquet_blocks

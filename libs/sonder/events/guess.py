@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sonder.core.config import EventColumns, EventsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventColumns, EventsConfig
 from sonder.events.column_names import NAMES, plain
 from sonder.events.contract import Col
 from sonder.events.guess_columns import assign_columns

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import yaml
 
-from sonder.core.config import EventsConfig
+from sonder.core.input_config import EventsConfig
 from sonder.events.actions import action_weight
 from sonder.events.column_names import TELLING_ACTIONS, plain
 from sonder.events.contract import Col

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sonder.core.config import EventsConfig
+from sonder.core.input_config import EventsConfig
 from sonder.events.contract import EVENT_SCHEMA, TIMESTAMP_TYPE, Col, Reason
 from sonder.events.public_logs import with_derived_columns
 from sonder.events.quarantine import empty_quarantine, quarantine_table, rows_as_json

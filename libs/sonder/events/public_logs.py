@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sonder.core.config import EventsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig
 from sonder.events import sequences
 from sonder.events.csv_rows import Dialect
 from sonder.events.files import LogFile, find_files

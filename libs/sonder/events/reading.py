@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sonder.core.config import EventsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig
 from sonder.events.columnar import arrow_reader, parquet_file, read_arrow_blocks, read_parquet_blocks, to_its_end
 from sonder.events.csv_rows import read_csv_blocks
 from sonder.events.files import Kind, LogFile, Partitions

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sonder.core.config import EventsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig
 from sonder.events.contract import Col
 from sonder.events.mapping import column_named
 from sonder.events.public_logs import completed, recognise_columns, with_derived_columns

@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from sonder.core.config import EventsConfig
 from sonder.core.errors import ConfigurationError, DataError
+from sonder.core.input_config import EventsConfig
 from sonder.events.columnar import arrow_reader, parquet_file, to_its_end
 from sonder.events.csv_rows import DELIMITERS, POSITIONAL, Dialect, csv_block, names_of, split_line
 from sonder.events.files import Kind, LogFile, select_kind

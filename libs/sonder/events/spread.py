@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from sonder.core.config import EventsConfig
+from sonder.core.input_config import EventsConfig
 from sonder.events.columnar import arrow_reader, parquet_file, to_its_end
 from sonder.events.csv_rows import csv_block, names_of
 from sonder.events.files import LogFile, compression_of, open_source

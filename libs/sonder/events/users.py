@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sonder.core.config import EventColumns, EventsConfig, UsersConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventColumns, EventsConfig, UsersConfig
 from sonder.events.contract import ATTRIBUTES_TYPE, CONSENT_TYPE, TIMESTAMP_TYPE, USER_SCHEMA, Col
 from sonder.events.files import find_files
 from sonder.events.mapping import column_named

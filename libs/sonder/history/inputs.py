@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sonder.core.config import EventsConfig, ItemsConfig, PrepareConfig, UsersConfig
+from sonder.core.config import PrepareConfig
 from sonder.core.ids import digest_json
+from sonder.core.input_config import EventsConfig, ItemsConfig, UsersConfig
 from sonder.core.storage import Folder, file_system_of
 from sonder.events.files import LogFile, find_files
 from sonder.events.public_logs import located

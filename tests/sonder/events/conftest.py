@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sonder.core.config import EventsConfig
+from sonder.core.input_config import EventsConfig
 from sonder.events.contract import EVENT_SCHEMA, QUARANTINE_SCHEMA
 from sonder.events.mapping import Batch
 from sonder.events.reading import plan_splits, read_split, resolve

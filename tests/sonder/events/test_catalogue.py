@@ -11,8 +11,8 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from sonder.core.config import EventsConfig, ItemsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig, ItemsConfig
 from sonder.events.catalogue import CATALOGUE_SCHEMA, read_items
 
 EVENTS = EventsConfig(path="log.csv")

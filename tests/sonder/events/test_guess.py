@@ -16,8 +16,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonder.core.config import EventsConfig, load
+from sonder.core.config import load
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig
 from sonder.events.contract import EVENT_SCHEMA
 from sonder.events.guess import guess_config, mapped_rows
 from sonder.events.guess_yaml import Guess, horizon_days, render_config, telling_action

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonder.core.config import EventsConfig
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig
 from sonder.events.contract import EVENT_SCHEMA, QUARANTINE_SCHEMA
 from sonder.events.mapping import Batch, map_batch
 from sonder.events.reading import resolve_table

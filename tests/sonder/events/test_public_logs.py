@@ -15,8 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonder.core.config import EventsConfig, validate
+from sonder.core.config import validate
 from sonder.core.errors import ConfigurationError
+from sonder.core.input_config import EventsConfig
 from sonder.events.catalogue import read_items
 from sonder.events.datasets import DATASETS, find_dataset, locate
 from sonder.events.mapping import Batch

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sonder.core.config import EventsConfig
 from sonder.core.errors import ConfigurationError, DataError
+from sonder.core.input_config import EventsConfig
 from sonder.events import reading, text_lines
 from sonder.events.mapping import Batch
 from sonder.events.reading import FILE_SHIFT, plan_splits, resolve

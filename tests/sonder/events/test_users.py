@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonder.core.config import EventsConfig, UsersConfig, validate
+from sonder.core.config import validate
 from sonder.core.errors import ConfigurationError, DataError
+from sonder.core.input_config import EventsConfig, UsersConfig
 from sonder.events.contract import USER_SCHEMA
 from sonder.events.quarantine import empty_quarantine
 from sonder.events.raw_blocks import RawBlock
