@@ -21,6 +21,7 @@ from pipelines.cluster import cluster_users
 from pipelines.evaluate import evaluate_build
 from pipelines.lifecycle import write_growth
 from pipelines.prepare import prepare
+from pipelines.prepare_plan import archive_online, make_plan
 from pipelines.profiles import write_profiles
 from pipelines.report import write_build_report
 from pipelines.score import score_users, train_scores
@@ -57,7 +58,7 @@ class Build:
 
     @property
     def build_id(self) -> str:
-        return digest_json([self.snapshot, self.config.digest(), sonder.__version__])
+        return _build_id(self.config, self.snapshot)
 
     @property
     def release_id(self) -> str:
@@ -75,6 +76,10 @@ class Build:
     @property
     def steps(self) -> Folder:
         return self.staging / "steps"
+
+
+def _build_id(config: SonderConfig, snapshot: str) -> str:
+    return digest_json([snapshot, config.digest(), sonder.__version__])
 
 
 def open_build(config: SonderConfig, snapshot: str | None = None) -> Build:
@@ -217,6 +222,8 @@ STEPS: dict[str, Callable[[Build], dict[str, Any]]] = {
 
 def run_until(config: SonderConfig, last: str) -> dict[str, Any]:
     """Run the steps up to and including `last`, skipping finished ones -> what the last one reported."""
+    if last == "prepare":
+        archive_online(config)
     build = open_build(config)
     if last == "prepare":
         return {"snapshot": build.snapshot, **read_manifest(build.workspace.history(build.snapshot))["counts"]}
@@ -232,6 +239,8 @@ def run_until(config: SonderConfig, last: str) -> dict[str, Any]:
 def build(config: SonderConfig, snapshot: str | None = None) -> str:
     """Build the release of this configuration -> release id; a release that exists is returned at once."""
     with telemetry.stage("build") as counts:
+        if snapshot is None and config.events.online and not _is_under_way(config):
+            archive_online(config)
         build = open_build(config, snapshot)
         counts["release"] = build.release_id
         if build.workspace.release(build.release_id).is_published():
@@ -239,6 +248,15 @@ def build(config: SonderConfig, snapshot: str | None = None) -> str:
             build.staging.remove()  # of a build that was killed between its manifest and its end
             return build.release_id
         return _build_release(build)
+
+
+def _is_under_way(config: SonderConfig) -> bool:
+    """Whether a build of what is archived already was begun and not ended: it goes on, without what arrived since."""
+    build_id = _build_id(config, make_plan(config).snapshot)
+    is_begun = Workspace.at(config.workspace).staging(f"build-{build_id}").exists()
+    if is_begun:
+        logger.info("build: %s goes on; what arrived online since it began is for the next one", build_id)
+    return is_begun
 
 
 def _build_release(build: Build) -> str:

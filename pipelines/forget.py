@@ -1,7 +1,7 @@
 """`sonder forget`: erase a user without a running gateway, and show by search where the user still is.
 
-The same as DELETE /v1/users/{id}: a tombstone, then out of the online log, of what nodes have shipped of theirs, of the
-tables of experiments, and of every store on this machine. Gateways
+The same as DELETE /v1/users/{id}: a tombstone, then out of the online log, of what nodes have shipped and builds have
+archived of it, of the tables of experiments, and of every store on this machine. Gateways
 that run meanwhile see it at once. The search reads the user column of every table of the workspace: what it finds are
 releases and snapshots that exist already, which the next build leaves behind and `sonder release` may remove.
 """
@@ -51,6 +51,7 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
         log.close()
     if workspace.is_shared:
         told.events_removed = max(told.events_removed, erase_shipped(workspace.shipped_log, user_id))
+    archived = erase_shipped(workspace.archived_log, user_id)
     told.exposures_removed = erase_rows(workspace.experiments, user_id)
     for release in _loaded_releases(workspace):
         with LmdbStore.open(workspace.store / release, release=release, writable=True) as store:
@@ -61,6 +62,7 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
         networked_log = RedisLog(config.serving.store)
         told.events_removed += networked_log.erase(user_id)
         networked_log.close()
+    told.events_removed = max(told.events_removed, archived)
     if config.serving.store is not None and current is not None:
         for release in (current.release, *served_beside(workspace, current.release)):
             with RedisStore.open(config.serving.store, release=release) as networked:

@@ -19,15 +19,16 @@ import numpy as np
 
 import sonder
 from pipelines.bucket_tasks import bucket_numbers, over_buckets
-from pipelines.build import Build, only_build, result_of, run_step, with_parent
+from pipelines.build import Build, only_build, open_build, result_of, run_step, with_parent
 from pipelines.build import build as build_all
 from pipelines.increment_evaluate import evaluate_forward
 from pipelines.increment_models import Carried, add_cluster_counts, carry_models
-from pipelines.increment_plan import WHOLE, plan_delivery
+from pipelines.increment_plan import WHOLE, Delivery, plan_delivery
 from pipelines.increment_prepare import merge_delivery
 from pipelines.increment_report import write_increment_report
 from pipelines.increment_users import GROWTH, POPULARITY, IncrementBucket
 from pipelines.lifecycle import write_growth
+from pipelines.prepare_plan import archive_online
 from pipelines.stability import measure_stability
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
@@ -85,7 +86,7 @@ def build_since(config: SonderConfig, since: str, *, retrain: bool = False, ever
     with telemetry.stage("build", since=parent.id) as counts:
         if not retrain:
             _require_same_models(config, parent)
-        delivery = plan_delivery(config, parent.manifest.snapshot)
+        delivery = _delivery(config, parent, retrain)
         if delivery.is_empty and not retrain:
             logger.info("increment: nothing is new since %s", parent.id)
             return parent.id
@@ -95,6 +96,31 @@ def build_since(config: SonderConfig, since: str, *, retrain: bool = False, ever
         increment = open_increment(config, snapshot, parent, everybody=everybody)
         counts["release"] = increment.release_id
         return _build_release(increment)
+
+
+def _delivery(config: SonderConfig, parent: Release, retrain: bool) -> Delivery:
+    """What is new; with `events.online` up to now, unless what was archived before is being built on."""
+    delivery = plan_delivery(config, parent.manifest.snapshot)
+    if not config.events.online or _is_under_way(config, delivery, parent, retrain):
+        return delivery
+    archive_online(config)
+    return plan_delivery(config, parent.manifest.snapshot)
+
+
+def _is_under_way(config: SonderConfig, delivery: Delivery, parent: Release, retrain: bool) -> bool:
+    """Whether a build of this delivery was begun and not ended."""
+    workspace, snapshot = Workspace.at(config.workspace), delivery.plan.snapshot
+    if delivery.is_empty:
+        return False
+    if not workspace.history(snapshot).is_published():
+        is_begun = workspace.staging(f"merge-{snapshot}").exists()
+    elif retrain:
+        is_begun = open_build(with_parent(config, parent.id), snapshot).staging.exists()
+    else:
+        is_begun = open_increment(config, snapshot, parent).staging.exists()
+    if is_begun:
+        logger.info("increment: %s goes on; what arrived online since it began is for the next one", snapshot)
+    return is_begun
 
 
 def open_increment(config: SonderConfig, snapshot: str, parent: Release, *, everybody: bool = False) -> Increment:

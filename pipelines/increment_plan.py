@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.prepare_plan import ROWS_PER_BUCKET, Plan, erasures_entry
+from pipelines.prepare_plan import ROWS_PER_BUCKET, Plan, archived_files, erasures_entry
 from pipelines.table_formats import is_table_format
 from sonder.core.config import SonderConfig
 from sonder.core.errors import DataError, InvalidRequest
@@ -21,9 +21,15 @@ from sonder.core.storage import read_manifest
 from sonder.core.telemetry import logger
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import Erased, read_erasures
-from sonder.events.reading import plan_splits, resolve
+from sonder.events.reading import online_splits, plan_splits, resolve
 from sonder.events.users import resolve_users
-from sonder.history.inputs import describe_inputs, describe_table_files, mapping_digest, prepare_digest
+from sonder.history.inputs import (
+    describe_archived,
+    describe_inputs,
+    describe_table_files,
+    mapping_digest,
+    prepare_digest,
+)
 
 WHOLE = "Build without --since: that reads the whole log."
 CROWDED = 4  # times the rows that a bucket is made for
@@ -64,22 +70,31 @@ def plan_delivery(config: SonderConfig, parent: str) -> Delivery:
             expected="the same configuration, but for where the files lie",
             do=WHOLE,
         )
-    files = describe_inputs(events, None)
+    archive, names = archived_files(config, events)
+    files = describe_inputs(events, None) + describe_archived(archive, names)
     before = known["inputs"][: known["num_log_files"]]
     new = _new_files(files, before)
     tombstones = read_erasures(workspace.erasures)
     erased = _new_tombstones(tombstones, known)
     tables = describe_table_files(config.items) + describe_table_files(config.users)
     entries = [erasures_entry(tombstones)] if tombstones else []
-    reading = EventsConfig.model_validate(events.model_dump() | {"path": tuple(str(entry["path"]) for entry in new)})
+    online = {
+        str(entry["path"]): (archive.archived_log / name).uri
+        for entry, name in zip(describe_archived(archive, names), names, strict=True)
+    }
+    paths = [str(entry["path"]) for entry in new]
+    own = tuple(path for path in paths if path not in online)
+    reading = EventsConfig.model_validate(events.model_dump() | {"path": own}) if own else events
+    splits = plan_splits(reading) if own else []
+    splits += online_splits([online[path] for path in paths if path in online], events, after=splits)
     plan = Plan(
         snapshot=digest_json({"parent": parent, "new": new, "beside": tables + entries, "mapping": mapping}),
         config_digest=prepare_digest(*sections),
         mapping_digest=mapping,
         inputs=[*before, *new, *tables, *entries],
         num_log_files=len(before) + len(new),
-        events=reading if new else events,
-        splits=plan_splits(reading) if new else [],
+        events=reading,
+        splits=splits,
         users=users,
         num_buckets=len(known["buckets"]),
         erased=tombstones,

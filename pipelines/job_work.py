@@ -6,7 +6,8 @@ absolute, and a small file that the command reads (seeds, users, consumers) trav
 
 The same work has the same name: a digest of command, arguments (a file by its content), resolved configuration, code
 version, and of what the configuration only points at, as far as it can be seen from here: the files of the log by size
-and time of modification, for a command that reads the log; the served release, for one that reads that.
+and time of modification, for a command that reads the log, and the hour where it reads what arrives online too; the
+served release, for one that reads that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,8 @@ def _log_files(config: SonderConfig) -> list[list[str]] | None:
             told = fs.info(path)
             changed = next((told[key] for key in ("ETag", "etag", "mtime", "LastModified") if told.get(key)), "")
             found.append([file.source, str(file.size_bytes), str(changed)])
+        if config.events.online:  # which always has something new
+            found.append(["online", datetime.now(UTC).strftime("%Y-%m-%dT%H")])
         return found
     except (SonderError, OSError, ImportError):
         return None

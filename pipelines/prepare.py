@@ -41,6 +41,7 @@ from sonder.core.telemetry import carried, logger, stage
 from sonder.core.workspace import Workspace
 from sonder.events.catalogue import read_items
 from sonder.events.contract import Col, Reason
+from sonder.events.reading import LogSplit
 from sonder.history.item_table import build_vocabulary, count_labels
 from sonder.history.snapshot import HISTORY_SCHEMA
 
@@ -147,11 +148,16 @@ def _read(plan: Plan, staging: Folder) -> ray.data.Dataset:
         "erased": plan.erased,
     }
     if is_table_format(plan.events):
-        return read_table(plan.events, plan.inputs[0]["version"], intake)
-    rows = [{SPLIT: index} for index in range(len(plan.splits))]
+        table = read_table(plan.events, plan.inputs[0]["version"], intake)
+        return table.union(_read_splits(plan.splits, intake)) if plan.splits else table
+    return _read_splits(plan.splits, intake)
+
+
+def _read_splits(splits: Sequence[LogSplit], intake: Mapping[str, Any]) -> ray.data.Dataset:
+    rows = [{SPLIT: index} for index in range(len(splits))]
     return ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
         carried("read events", read_part),
-        fn_kwargs={"splits": tuple(plan.splits), **intake},
+        fn_kwargs={"splits": tuple(splits), **intake},
         batch_size=None,  # one split a task
         batch_format="pyarrow",
     )

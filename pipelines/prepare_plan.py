@@ -1,4 +1,8 @@
-"""What `prepare` reads and into how many buckets, settled before any work by a look at the log and the user table."""
+"""What `prepare` reads and into how many buckets, settled before any work by a look at the log and the user table.
+
+With `events.online` that is also what is archived of the events that arrived online; `archive_online` archives more.
+Only commands that begin a build do that: a build that goes on after a kill has to find the inputs that it began with.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,25 @@ from typing import Any
 
 from pipelines.table_formats import describe_table, is_table_format, resolve_table
 from sonder.core.config import SonderConfig
+from sonder.core.errors import ConfigurationError
 from sonder.core.ids import digest_json
 from sonder.core.input_config import EventsConfig
+from sonder.core.telemetry import stage
 from sonder.core.workspace import Workspace
 from sonder.events.contract import Col
 from sonder.events.erasure import read_erasures
 from sonder.events.files import compression_of
-from sonder.events.reading import LogSplit, plan_splits, resolve
+from sonder.events.reading import LogSplit, online_splits, plan_splits, resolve
 from sonder.events.users import UserTable, resolve_users
-from sonder.history.inputs import describe_inputs, describe_table_files, mapping_digest, prepare_digest, snapshot_id
+from sonder.history.inputs import (
+    describe_archived,
+    describe_inputs,
+    describe_table_files,
+    mapping_digest,
+    prepare_digest,
+    snapshot_id,
+)
+from sonder.profiles.log_archive import archive, archived
 
 ROWS_PER_BUCKET = 250_000  # about 25 MB while it is assembled
 MAX_BUCKETS = 999
@@ -31,10 +45,10 @@ class Plan:
     snapshot: str
     config_digest: str
     mapping_digest: str
-    inputs: list[dict[str, Any]]  # files of the log first
+    inputs: list[dict[str, Any]]  # files of the log first, then those of events that arrived online
     num_log_files: int
     events: EventsConfig  # resolved
-    splits: list[LogSplit]  # none for a table format
+    splits: list[LogSplit]  # of a table format only those of events that arrived online
     users: UserTable | None
     num_buckets: int
     erased: dict[int, int]  # tombstones: what these users did is not read
@@ -46,14 +60,16 @@ class Plan:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Optional fields that this log does not have."""
+        """Optional fields that this log does not have; what arrived online may have all of them."""
+        if any(split.is_online for split in self.splits):
+            return ()
         return tuple(name for name in OPTIONAL_COLUMNS if getattr(self.events.columns, name) is None)
 
     @property
     def sources(self) -> Mapping[int, str] | str:
         """Name of each file by its index in `log_order`."""
         if is_table_format(self.events):
-            return self.events.paths[0]
+            return self.events.paths[0] + (" or online" if self.splits else "")
         return {split.file_index: split.source for split in self.splits}
 
 
@@ -65,13 +81,17 @@ def make_plan(config: SonderConfig) -> Plan:
     else:
         events = resolve(config.events)
         splits, inputs = plan_splits(events), describe_inputs(events, None)
+    rows_of_table = inputs[0].get("rows")
+    workspace, files = archived_files(config, events)
+    splits += online_splits([(workspace.archived_log / name).uri for name in files], events, after=splits)
+    inputs += describe_archived(workspace, files)
     num_log_files = len(inputs)
     inputs += describe_table_files(config.items)
     users = resolve_users(config.users, events) if config.users else None
     user_splits = users.splits() if users else []
-    rows = max(_num_rows(splits, inputs[0].get("rows")), _num_rows(user_splits, None))
+    rows = max(_num_rows(splits, rows_of_table), _num_rows(user_splits, None))
     inputs += describe_table_files(config.users)
-    erased = read_erasures(Workspace.at(config.workspace).erasures)
+    erased = read_erasures(workspace.erasures)
     if erased:  # a snapshot is of a log without them, another one after each erasure
         inputs.append(erasures_entry(erased))
     sections = (events, config.items, config.prepare, users.config if users else None)
@@ -88,6 +108,28 @@ def make_plan(config: SonderConfig) -> Plan:
         erased=erased,
         num_buckets=config.prepare.num_buckets or derive_num_buckets(splits, rows),
     )
+
+
+def archive_online(config: SonderConfig) -> None:
+    """Make what was accepted online until now a part of the log, where the configuration wants it."""
+    if config.events.online:
+        with stage("online.archive") as counts:
+            workspace = Workspace.at(config.workspace, config.serving.local_dir)
+            counts["events"] = archive(workspace, config.serving.store)
+
+
+def archived_files(config: SonderConfig, events: EventsConfig) -> tuple[Workspace, list[str]]:
+    """What of the events that arrived online is a part of the log; none unless the configuration says so."""
+    workspace = Workspace.at(config.workspace)
+    if not config.events.online:
+        return workspace, []
+    if events.timestamp == "ordinal":
+        raise ConfigurationError(
+            "events.online is set, and the times of the log are only an order",
+            expected="a log with times, for events that arrive online have some",
+            do="Leave events.online out.",
+        )
+    return workspace, archived(workspace)
 
 
 def erasures_entry(erased: Mapping[int, int]) -> dict[str, Any]:

@@ -31,9 +31,9 @@ REFRESH_WAIT_S = 10.0  # longer than a refresh under way takes
 class Erasures:
     """The tombstones of a workspace, as other gateways and commands write them too."""
 
-    def __init__(self, folder: Folder, shipped: Folder | None = None, experiments: Folder | None = None) -> None:
-        """`shipped`: where nodes ship their logs to; `experiments`: who was exposed to what; both are reached too."""
-        self._folder, self._shipped, self._experiments = folder, shipped, experiments
+    def __init__(self, folder: Folder, copies: Sequence[Folder] = (), experiments: Folder | None = None) -> None:
+        """`copies` of the online log in files; `experiments`: who was exposed to what; both are reached too."""
+        self._folder, self._copies, self._experiments = folder, copies, experiments
         self._erased = Watched(folder / CHANGED, lambda: read_erasures(folder), every_s=LOOK_EVERY_S)
 
     def add(self, user_id: str, *, at_us: int) -> None:
@@ -41,8 +41,8 @@ class Erasures:
         self._erased.look()
 
     def take_out(self, user_id: str) -> int:
-        """Events of the user out of what nodes have shipped -> how many."""
-        return 0 if self._shipped is None else erase_shipped(self._shipped, user_id)
+        """Events of the user out of what nodes have shipped and builds archived -> the most of one of them."""
+        return max((erase_shipped(copy, user_id) for copy in self._copies), default=0)
 
     def take_out_exposures(self, user_id: str) -> int:
         """Rows of the user out of the tables of experiments -> how many."""
@@ -65,7 +65,7 @@ class Receipt:
     """What an erasure found and removed."""
 
     profile_removed: bool
-    events_removed: int  # of the node's log, or of what was shipped where that were more
+    events_removed: int  # of the node's log, or of a copy of it in files where that were more
     exposures_removed: int  # rows of experiments: who was exposed to what, and shown what
     refresh_awaited: bool  # nothing that was under way can write the user back
 

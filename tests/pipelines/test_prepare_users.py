@@ -126,7 +126,7 @@ def test_a_wrong_column_is_found_before_any_work(tmp_path: Path, log: Path) -> N
 def test_a_log_without_a_user_table_keeps_the_snapshot_id_that_it_had() -> None:
     events, prepare_config = EventsConfig(path="log.csv"), PrepareConfig()
     sections = {
-        "events": events.model_dump(mode="json", exclude={"max_bad_fraction"}),
+        "events": events.model_dump(mode="json", exclude={"max_bad_fraction", "online"}),
         "items": None,
         "prepare": prepare_config.model_dump(mode="json"),
         "layout": LAYOUT_VERSION,

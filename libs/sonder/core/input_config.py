@@ -58,6 +58,7 @@ class EventsConfig(Section):
     timestamp: str = Field(
         "auto", description="auto, iso, epoch_s, epoch_ms, epoch_us, epoch_ns, ordinal, or a strptime pattern"
     )
+    online: bool = Field(False, description="also what `POST /v1/events` accepted; an event of both is told by its id")
     delimiter: str | None = Field(None, description="of a CSV file; looked at when not given")
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     max_events_per_day: int = Field(5_000, gt=0, description="a user above it is set aside as a bot")

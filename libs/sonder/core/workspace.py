@@ -13,6 +13,7 @@ experiments/<name>/plan.json  experiments/<name>/analyses/       its planned siz
 keys.json                                                        API keys of the gateway, as digests
 erasures/<digest>.json                                           users who asked to be forgotten, and when
 log/online/<node>/                                               events that arrived online, as a node shipped them
+log/archive/<source>/                                            the same as builds read them, in files that stay
 log/features/<release>/                                          what the scoring deployment read, of some users
 .staging/                                                        work that is not published
 
@@ -137,6 +138,11 @@ class Workspace:
     def shipped_log(self) -> Folder:
         """What nodes have shipped of the events that arrived at them, a folder each."""
         return self.root / "log" / "online"
+
+    @property
+    def archived_log(self) -> Folder:
+        """What builds read of the events that arrived online."""
+        return self.root / "log" / "archive"
 
     @property
     def store(self) -> Path:

@@ -1,18 +1,19 @@
 """Read a log: settle its configuration, cut it into splits, turn each split into events and quarantined rows.
 
 `resolve` looks at the log once; `plan_splits` lists its parts in order; `read_split` reads one part in any process,
-alone, in bounded memory. `log_order` of a row is (file index << 40) + its row in the file.
+alone, in bounded memory. `online_splits` are those of files of events that arrived online, which have the columns of
+the contract whatever the log's are called. `log_order` of a row is (file index << 40) + its row in the file.
 Limits: a text file is one split, however large; Parquet and Arrow files are cut by row groups and record batches.
 Iceberg and Delta tables are read by Ray Data; their blocks go through `map_batch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from sonder.core.errors import ConfigurationError
-from sonder.core.input_config import EventsConfig
+from sonder.core.input_config import EventColumns, EventsConfig
 from sonder.events.columnar import arrow_reader, parquet_file, read_arrow_blocks, read_parquet_blocks, to_its_end
 from sonder.events.csv_rows import read_csv_blocks
 from sonder.events.files import Kind, LogFile, Partitions
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "LogSplit",
     "map_batch",
+    "online_splits",
     "plan_splits",
     "read_raw",
     "read_split",
@@ -55,6 +57,7 @@ class LogSplit:
     size_bytes: int
     partitions: Partitions
     latest_us: int  # a later event is in the future: one moment for all splits of a plan
+    is_online: bool = False  # of events that arrived online
 
     @property
     def first_order(self) -> int:
@@ -91,8 +94,26 @@ def plan_splits(config: EventsConfig) -> list[LogSplit]:
     return splits
 
 
+def online_splits(files: Sequence[str], config: EventsConfig, *, after: Sequence[LogSplit] = ()) -> list[LogSplit]:
+    """The parts of these files, numbered after those of the log."""
+    if not files:
+        return []
+    first_file = max((split.file_index for split in after), default=-1) + 1
+    return [
+        replace(split, index=len(after) + split.index, file_index=first_file + split.file_index, is_online=True)
+        for split in plan_splits(online_form(config).model_copy(update={"path": tuple(files)}))
+    ]
+
+
+def online_form(config: EventsConfig) -> EventsConfig:
+    """How a file of events that arrived online is read, beside a log that is read by `config`."""
+    columns = EventColumns(**{name: name for name in EventColumns.model_fields})
+    return EventsConfig(path="", format="parquet", columns=columns, timestamp="iso", max_id_bytes=config.max_id_bytes)
+
+
 def read_split(split: LogSplit, config: EventsConfig) -> Iterator[Batch]:
     """The batches of one split, in its order; `config` is resolved."""
+    config = online_form(config) if split.is_online else config
     for block in read_raw(split, config, _columns_of(config)):
         yield map_block(block, config, split.source, split.latest_us)
 

@@ -11,7 +11,7 @@ A node takes over what the others have shipped into its own log, each event once
 so a new node knows what happened at one that is gone, and every node refreshes profiles by the events of all.
 An erased user's events are left out when a segment is written, and taken out of those that are there (`erase_shipped`);
 a tombstone that comes while a segment is written is seen after it.
-Limits: no segment is ever removed; a build reads them where its `events.path` says so.
+Limits: no segment is ever removed. For builds see sonder.profiles.log_archive.
 """
 
 from __future__ import annotations
@@ -137,14 +137,7 @@ class LogShipper:
         return num_new
 
     def _write(self, table: pa.Table, first: int, last: int) -> None:
-        """A segment without erased users, whenever they were erased."""
-        file, changed = self._mine / f"{first:016d}-{last:016d}.parquet", self._workspace.erasures / CHANGED
-        while True:
-            before = _version(changed)
-            left = without_erased(table, read_erasures(self._workspace.erasures), is_ordinal=False)
-            file.write_table(left)
-            if _version(changed) == before:
-                return
+        write_unerased(self._mine / file_name(first, last), table, self._workspace.erasures)
 
     def _merge(self) -> None:
         small: list[tuple[int, int]] = []
@@ -154,12 +147,12 @@ class LogShipper:
             small.insert(0, place)
         if len(small) < MERGE_AT:
             return
-        files = [self._mine / f"{first:016d}-{last:016d}.parquet" for first, last in small]
+        files = [self._mine / file_name(first, last) for first, last in small]
         merged = pa.concat_tables(file.read_table() for file in files)
         first, last = small[0][0], small[-1][1]
         self._write(merged, first, last)
         for file in files:
-            if file.name != f"{first:016d}-{last:016d}.parquet":
+            if file.name != file_name(first, last):
                 file.remove()
 
     def _tried(self, step: Callable[[], int]) -> None:
@@ -168,6 +161,20 @@ class LogShipper:
         except Exception as error:  # what was not shipped is shipped later
             told = error.found if isinstance(error, SonderError) else f"{type(error).__name__}: {error}"
             logger.warning("the online log could not be shipped or taken over: %s", told)
+
+
+def file_name(first: int, last: int) -> str:
+    """Of a file with the events of these numbers."""
+    return f"{first:016d}-{last:016d}.parquet"
+
+
+def write_unerased(file: Folder, table: pa.Table, erasures: Folder) -> None:
+    """A file of events without those of erased users, whenever they were erased."""
+    while True:
+        before = _version(erasures / CHANGED)
+        file.write_table(without_erased(table, read_erasures(erasures), is_ordinal=False))
+        if _version(erasures / CHANGED) == before:
+            return
 
 
 def segments(node: Folder) -> list[tuple[int, int]]:
@@ -184,7 +191,7 @@ def segments(node: Folder) -> list[tuple[int, int]]:
 
 
 def erase_shipped(shipped: Folder, user_id: str) -> int:
-    """Take a user's events out of every segment -> how many."""
+    """Take a user's events out of every file of such a folder -> how many."""
     num_erased = 0
     for name in shipped.files():
         if not name.endswith(".parquet"):
