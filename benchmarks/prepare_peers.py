@@ -1,7 +1,8 @@
 """`sonder prepare` beside one-process Polars and DuckDB on the same work: 20 million events into one row a user.
 
     make bench-prepare-peers
-    python -m benchmarks.prepare_peers --duckdb .bench/duckdb [--events 20000000] [--turns 3]
+    python -m benchmarks.prepare_peers --duckdb .bench/duckdb [--events 20000000] [--turns 3] [--before CHECKOUT]
+                                       [--only "Polars, the same" ...]
 
 The least that a history is: read the Parquet files of the log, put users into buckets by a hash, order each user's
 events by time, write one row a user with its events as lists, a Parquet file a bucket. That is what the first two peers
@@ -9,7 +10,8 @@ do. The same work is what the other two do as `sonder prepare` does it: every ro
 no event, ties of time keep the log's order, robots are set aside, each event has a key that a repeated row shares with
 no other, items and actions are counted, files have digests. Sonder's time includes the start and end of Ray, all
 others' that of Python. They take turns; medians of wall and CPU seconds, greatest memory of all processes
-(benchmarks.prepare: proportional set sizes).
+(benchmarks.prepare: proportional set sizes). `--before` takes the code of another checkout as one more contender,
+`--only` some of the peers.
 
 Prints a Markdown table and ends in one JSON line: ratios of Sonder's wall seconds to those of each peer.
 """
@@ -141,10 +143,10 @@ Path(out, "manifest.json").write_text(json.dumps(digests))
 """
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds, greatest bytes."""
+def run(command: list[str], environment: dict[str, str], code: Path) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds, greatest bytes; `code` is the checkout whose modules the command runs."""
     started, peak = time.perf_counter(), 0
-    with subprocess.Popen(command, stdout=sys.stderr, env=environment) as process:
+    with subprocess.Popen(command, stdout=sys.stderr, env=environment, cwd=code) as process:
         sampler, used = Sampler(process.pid), Used()
         while process.poll() is None:
             peak = max(peak, sampler.sample().total)
@@ -162,6 +164,8 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--duckdb", type=Path, required=True, help="folder that duckdb was installed into")
+    parser.add_argument("--before", type=Path, help="checkout of another state of this code")
+    parser.add_argument("--only", nargs="+", help="peers to run; all if not given")
     asked = parser.parse_args()
     folder = Folder.at(str(asked.out.resolve() / f"events-{asked.events}"))
     write_log(folder, asked.events, asked.events // 20)
@@ -171,19 +175,26 @@ def main() -> None:
     peer = [str(root / "events"), str(root / "peer"), str(NUM_BUCKETS), str(MOST_A_DAY)]
     sonder = [sys.executable, "-m", "pipelines.cli", "prepare", "--config", str(root / "sonder.yaml")]
     sonder += ["--set", f"prepare.num_buckets={NUM_BUCKETS}"]
-    contenders = {
-        "sonder prepare": (sonder, plain),
+    peers = {
         "Polars, the least": ([sys.executable, "-c", POLARS, *peer], plain),
         "DuckDB, the least": ([sys.executable, "-c", DUCKDB, *peer], with_duckdb),
         "Polars, the same": ([sys.executable, "-c", POLARS_ALL, *peer], plain),
         "DuckDB, the same": ([sys.executable, "-c", DUCKDB_ALL, *peer], with_duckdb),
     }
+    here = Path(__file__).resolve().parents[1]
+    contenders = {"sonder prepare": (sonder, plain, here)}
+    if asked.before:
+        code = asked.before.resolve()
+        contenders["sonder prepare, before"] = (sonder, {**plain, "PYTHONPATH": f"{code}/libs:{code}"}, code)
+    for name, (command, environment) in peers.items():
+        if asked.only is None or name in asked.only:
+            contenders[name] = (command, environment, here)
     measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
     for _ in range(asked.turns):
-        for name, (command, environment) in contenders.items():
+        for name, (command, environment, code) in contenders.items():
             for made in ("workspace", "peer", "peer.spill"):
                 shutil.rmtree(root / made, ignore_errors=True)
-            measured[name].append(run(command, environment))
+            measured[name].append(run(command, environment, code))
             print(f"{name}: {measured[name][-1][0]:.1f} s", file=sys.stderr)
     print(f"{asked.events:,} events, {asked.turns} turns:\n")
     print("| contender | seconds (least, most) | CPU s | peak GiB |\n|---|---|---|---|")

@@ -222,11 +222,7 @@ STEPS: dict[str, Callable[[Build], dict[str, Any]]] = {
 
 def run_until(config: SonderConfig, last: str) -> dict[str, Any]:
     """Run the steps up to and including `last`, skipping finished ones -> what the last one reported."""
-    if last == "prepare":
-        archive_online(config)
     build = open_build(config)
-    if last == "prepare":
-        return {"snapshot": build.snapshot, **read_manifest(build.workspace.history(build.snapshot))["counts"]}
     if build.workspace.release(build.release_id).is_published():
         return {"release": build.release_id, "status": "released already"}
     with only_build(build) as held:

@@ -10,9 +10,10 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -145,7 +146,9 @@ def datasets() -> None:
 @app.command()
 def prepare(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Events -> history snapshot, item table, vocabulary, quarantine."""
-    _run_until("prepare", load(config, overrides or ()))
+    from pipelines.prepare import prepare_now  # and no module of a later step, which would take seconds to import
+
+    _tell(prepare_now(load(config, overrides or ())))
 
 
 @app.command()
@@ -238,7 +241,10 @@ def evaluate(
 def _run_until(step: str, config: SonderConfig) -> None:
     from pipelines.build import run_until
 
-    result = run_until(config, step)
+    _tell(run_until(config, step))
+
+
+def _tell(result: Mapping[str, Any]) -> None:
     typer.echo(" ".join(f"{key}={value}" for key, value in result.items() if isinstance(value, str | int | float)))
 
 

@@ -42,7 +42,7 @@ from pipelines.prepare_tasks import (
     write_bucket,
 )
 from pipelines.prepare_users import make_user_table
-from pipelines.ray_runtime import ensure_ray, worker_errors
+from pipelines.ray_runtime import BEFORE_A_SHUFFLE, ensure_ray, worker_errors
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder, publish
 from sonder.core.telemetry import carried, logger, stage
@@ -111,6 +111,7 @@ def _shuffle(delivery: Delivery, staging: Folder) -> list[int]:
                     },
                     batch_size=None,  # one split a task
                     batch_format="pyarrow",
+                    runtime_env=BEFORE_A_SHUFFLE,
                 )
                 .repartition(_num_partitions(delivery), keys=[BUCKET])
                 .map_batches(

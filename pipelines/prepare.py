@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from pipelines.prepare_plan import Plan, make_plan
+from pipelines.prepare_plan import Plan, archive_online, make_plan
 from pipelines.prepare_tasks import (
     BUCKET,
     SPLIT,
@@ -32,11 +32,11 @@ from pipelines.prepare_tasks import (
     write_bucket,
 )
 from pipelines.prepare_users import make_user_table
-from pipelines.ray_runtime import ensure_ray, worker_errors
+from pipelines.ray_runtime import BEFORE_A_SHUFFLE, ensure_ray, worker_errors
 from pipelines.table_formats import is_table_format, read_table
 from sonder.core.config import SonderConfig
 from sonder.core.errors import DataError, TooManyBadRows
-from sonder.core.storage import Folder, publish
+from sonder.core.storage import Folder, publish, read_manifest
 from sonder.core.telemetry import carried, logger, stage
 from sonder.core.workspace import Workspace
 from sonder.events.catalogue import read_items
@@ -77,6 +77,14 @@ class Totals:
             "quarantined": self.by_reason.total(),
             "by_reason": dict(sorted(self.by_reason.items())),
         }
+
+
+def prepare_now(config: SonderConfig) -> dict[str, Any]:
+    """The command: prepare the log as it is now, with what arrived online until now -> snapshot and its counts."""
+    archive_online(config)
+    snapshot = prepare(config)
+    counts = read_manifest(Workspace.at(config.workspace).history(snapshot))["counts"]
+    return {"snapshot": snapshot, **counts}
 
 
 def prepare(config: SonderConfig) -> str:
@@ -160,6 +168,7 @@ def _read_splits(splits: Sequence[LogSplit], intake: Mapping[str, Any]) -> ray.d
         fn_kwargs={"splits": tuple(splits), **intake},
         batch_size=None,  # one split a task
         batch_format="pyarrow",
+        runtime_env=BEFORE_A_SHUFFLE,
     )
 
 

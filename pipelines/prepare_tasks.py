@@ -28,7 +28,7 @@ from sonder.events.mapping import Batch, map_batch
 from sonder.events.quarantine import rows_as_json
 from sonder.events.reading import LogSplit, read_split
 from sonder.history.assemble import assemble_bucket
-from sonder.history.snapshot import bucket_file
+from sonder.history.snapshot import HISTORY_ENCODINGS, bucket_file
 
 SPLIT, BUCKET = "split", "bucket"
 TABLE_ORDER_KEY = "sonder/table-order/1/"
@@ -171,7 +171,7 @@ def assemble_part(
 def write_bucket(history: pa.Table, bucket: int, staging: Folder) -> dict[str, Any]:
     """Write one bucket of the history -> its counts and the digest of its file."""
     file = bucket_file(staging / "history", bucket)
-    file.write_table(history)
+    file.write_table(history, HISTORY_ENCODINGS)
     num_events = int(pc.sum(history.column(Col.NUM_EVENTS)).as_py() or 0)
     return {BUCKET: bucket, "users": history.num_rows, "events": num_events, "digest": file.digest()}
 

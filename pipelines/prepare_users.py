@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from pipelines.prepare_tasks import BUCKET, SPLIT, bound_shuffle
-from pipelines.ray_runtime import ensure_ray, worker_errors
+from pipelines.ray_runtime import BEFORE_A_SHUFFLE, ensure_ray, worker_errors
 from sonder.core.errors import DataError
 from sonder.core.ids import bucket_of
 from sonder.core.storage import Folder
@@ -86,6 +86,7 @@ def _shuffle(
                 },
                 batch_size=None,  # one split a task
                 batch_format="pyarrow",
+                runtime_env=BEFORE_A_SHUFFLE,
             )
             written = flat.repartition(num_buckets, keys=[BUCKET]).map_batches(
                 carried("write users", write_users_part),

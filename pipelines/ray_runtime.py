@@ -23,7 +23,12 @@ from sonder.core.storage import Folder
 
 # Ray itself sets OMP_NUM_THREADS, which pyarrow, numpy and torch obey, to the CPUs of each task; Polars would start a
 # thread per core in every worker.
-WORKER_ENV = {"POLARS_MAX_THREADS": "1", "ARROW_IO_THREADS": "2"}
+# Ray Data runs the two halves of a shuffle in worker processes of their own, told apart by one variable each: these
+# have to start and to import everything. Where all workers have both, the halves share their processes, and with tasks
+# of this environment too. (Tasks without any have the same variables, in another spelling, and are told apart by that.)
+_SHUFFLES = {"RAY_DATA_SHUFFLE_MAP_WORKER": "1", "RAY_DATA_SHUFFLE_REDUCE_WORKER": "1"}
+BEFORE_A_SHUFFLE = {"env_vars": _SHUFFLES}
+WORKER_ENV = {"POLARS_MAX_THREADS": "1", "ARROW_IO_THREADS": "2", **_SHUFFLES}
 MIN_LOGICAL_CPUS = 4  # trainers hold CPUs while data tasks need some: fewer would deadlock on small machines
 OBJECT_STORE_SHARE = 0.2  # of the memory; what does not fit is spilled to disk
 MAX_OBJECT_STORE_BYTES = 8 << 30
@@ -45,6 +50,8 @@ def ensure_ray() -> None:
             object_store_memory=min(int(memory * OBJECT_STORE_SHARE), MAX_OBJECT_STORE_BYTES),
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
+            # Workers started ahead lack the environment of the tasks, so none of them would be used.
+            _system_config={"prestart_worker_first_driver": False},
             **quiet,
         )
 

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 import pipelines.build
-from pipelines.build import build, open_build, run_until
+from pipelines.build import build, open_build
 from pipelines.increment_plan import plan_delivery
 from pipelines.increment_prepare import merge_delivery
-from pipelines.prepare import prepare
+from pipelines.prepare import prepare, prepare_now
 from pipelines.prepare_plan import archive_online, make_plan
 from sonder.core.config import SonderConfig
 from sonder.core.errors import ConfigurationError
@@ -71,7 +71,7 @@ def test_a_log_and_what_arrived_online_become_one_history(ray_session: None, tmp
         online("new-2", "nobody", 6),
     )
     assert prepare(config) == before  # not a part of the log before it was archived
-    assert run_until(config, "prepare")["events"] == 102
+    assert prepare_now(config)["events"] == 102
     snapshot = prepare(config)
     assert snapshot != before
     assert events_of(workspace, snapshot, "u3")[-1] == ("fresh", "save", "app", 2.5)

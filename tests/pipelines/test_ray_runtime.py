@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.bucket_tasks import over_buckets
 from pipelines.cli import main
-from pipelines.ray_runtime import cores_of_worker, worker_errors
+from pipelines.ray_runtime import WORKER_ENV, cores_of_worker, worker_errors
 from sonder.core.errors import ArtefactMismatch, ConfigurationError, DataError
 
 pytestmark = pytest.mark.ray
@@ -144,3 +147,35 @@ def test_a_worker_takes_no_more_cores_than_its_node_declares(monkeypatch: pytest
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 2))
     assert cores_of_worker() == 3
+
+
+ENVIRONMENTS = """
+import json
+import pyarrow as pa
+import ray.data
+from pipelines.ray_runtime import BEFORE_A_SHUFFLE, WORKER_ENV, ensure_ray
+
+def named(column):
+    import os, pyarrow as pa, ray
+    names = sorted(name for name in os.environ if name in WORKER_ENV)
+    told = [f"{ray.get_runtime_context().get_runtime_env_string()} {names}"]
+    return lambda table: table.append_column(column, pa.array(told * table.num_rows))
+
+ensure_ray()
+read = lambda table: named("read")(table)
+write = lambda table: named("written")(table)
+rows = ray.data.from_items([{"key": key} for key in range(4)]).map_batches(
+    read, batch_format="pyarrow", runtime_env=BEFORE_A_SHUFFLE
+)
+written = rows.repartition(2, keys=["key"]).map_batches(write, batch_format="pyarrow", batch_size=None).take_all()
+print(json.dumps(sorted({row[name] for row in written for name in ("read", "written")})))
+"""
+
+
+def test_before_and_after_a_shuffle_tasks_share_their_processes() -> None:
+    """Ray tells processes apart by the text of their environment."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", ENVIRONMENTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (told,) = json.loads(done.stdout.splitlines()[-1])
+    assert all(name in told for name in WORKER_ENV)

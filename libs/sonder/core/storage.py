@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -234,10 +234,18 @@ class Folder:
         except FileNotFoundError as error:
             raise NotFound(f"No table at {self}") from error
 
-    def write_table(self, table: pa.Table) -> None:
-        """Parquet with fixed settings: the same table gives the same bytes."""
+    def write_table(self, table: pa.Table, encodings: Mapping[str, str] | None = None) -> None:
+        """Parquet with fixed settings: the same table gives the same bytes.
+
+        `encodings` of columns whose values hardly repeat, for which a dictionary costs time and space.
+        """
+        options: dict[str, Any] = {"compression": "zstd", "row_group_size": 1 << 17, "store_schema": True}
+        if encodings:
+            leaves = {field.name: _leaf(field) for field in table.schema}
+            options["use_dictionary"] = [leaf for name, leaf in leaves.items() if name not in encodings]
+            options["column_encoding"] = {leaves[name]: encoding for name, encoding in encodings.items()}
         sink = pa.BufferOutputStream()
-        pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=1 << 17, store_schema=True)
+        pq.write_table(table.combine_chunks(), sink, **options)
         self.write_bytes(sink.getvalue())
 
     @contextmanager
@@ -282,6 +290,12 @@ class Folder:
             return {name: (self / name).fingerprint() for name in names}
         with ThreadPoolExecutor(_AT_ONCE) as readers:
             return dict(zip(names, readers.map(lambda name: (self / name).fingerprint(), names), strict=True))
+
+
+def _leaf(field: pa.Field) -> str:
+    """Path of a column in Parquet, which names the values of a list apart."""
+    is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+    return f"{field.name}.list.element" if is_list else str(field.name)
 
 
 def json_bytes(content: Any) -> bytes:

@@ -21,7 +21,7 @@ from sonder.core.workspace import Workspace
 from sonder.events.files import LogFile, find_files
 from sonder.events.public_logs import located
 
-LAYOUT_VERSION = 1  # raise it when the same inputs give other bytes than before
+LAYOUT_VERSION = 2  # raise it when the same inputs give other bytes than before
 _VERSION_KEYS = ("ETag", "etag", "e_tag", "LastModified", "last_modified", "updated", "mtime", "created")
 
 
