@@ -105,11 +105,11 @@ CONSTANTS = (
     Constant("digest_mib_s", 560, "MiB/s", _HERE, "blake2b of one core: the page's own measurement"),
     # bytes
     Constant(
-        "timeline_bytes_event",
-        24,
+        "train_bytes_event",
+        156,
         "bytes",
-        "libs/sonder/history/timelines.py",
-        "items 4, actions 2, surfaces 2, times 8, values 8",
+        "benchmarks/scale_2026-11-30.md",
+        "(17.9 - 3.4) GiB / 100 M events: one trainer while it lays its histories out; a third of it afterwards",
     ),
     Constant("dim", 64, "floats", "docs/configuration.md", "width of a vector"),
     Constant("redis_mib_million", 3_366, "MiB", _STORE, "of a million profiles with 25 events"),

@@ -24,7 +24,7 @@ class Limit(NamedTuple):
 
 
 def _per_worker(users: float, v: Values) -> float:
-    return users * v["events_per_user"] * v["timeline_bytes_event"] * 3 / v["train_workers"] / GIB
+    return users * v["events_per_user"] * v["train_bytes_event"] / v["train_workers"] / GIB
 
 
 LIMITS = (
