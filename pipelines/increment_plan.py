@@ -24,6 +24,7 @@ from sonder.events.erasure import Erased, read_erasures
 from sonder.events.reading import online_splits, plan_splits, resolve
 from sonder.events.users import resolve_users
 from sonder.history.inputs import (
+    LAYOUT_VERSION,
     describe_archived,
     describe_inputs,
     describe_table_files,
@@ -56,9 +57,11 @@ def plan_delivery(config: SonderConfig, parent: str) -> Delivery:
     known = read_manifest(workspace.history(parent))
     if is_table_format(config.events):
         raise InvalidRequest(f"A log of format {config.events.format!r} has no files to tell the new ones by", do=WHOLE)
-    if "mapping_digest" not in known:
+    if known.get("layout") != LAYOUT_VERSION:
         raise DataError(
-            f"The snapshot {parent} is of an older version, which did not keep what a merge needs", do=WHOLE
+            f"The snapshot {parent} is of another version, which laid histories out otherwise",
+            expected=f"layout {LAYOUT_VERSION}",
+            do=WHOLE,
         )
     events = resolve(config.events)
     users = resolve_users(config.users, events) if config.users else None

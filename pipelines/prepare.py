@@ -42,6 +42,7 @@ from sonder.core.workspace import Workspace
 from sonder.events.catalogue import read_items
 from sonder.events.contract import Col, Reason
 from sonder.events.reading import LogSplit
+from sonder.history.inputs import LAYOUT_VERSION
 from sonder.history.item_table import build_vocabulary, count_labels
 from sonder.history.snapshot import HISTORY_SCHEMA
 
@@ -263,6 +264,7 @@ def snapshot_manifest(
         "labels": totals.labels,
         "config_digest": plan.config_digest,
         "mapping_digest": plan.mapping_digest,
+        "layout": LAYOUT_VERSION,
         **(
             {"erased": {f"{digest:016x}": plan.erased[digest] for digest in sorted(plan.erased)}} if plan.erased else {}
         ),

@@ -22,7 +22,7 @@ from pipelines.increment_prepare import merge_delivery
 from pipelines.prepare import prepare
 from sonder.core.config import SonderConfig
 from sonder.core.errors import DataError, TooManyBadRows
-from sonder.core.storage import read_manifest
+from sonder.core.storage import MANIFEST, read_manifest
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import record_erasure
 from sonder.history.snapshot import find_user, touched_file
@@ -189,6 +189,10 @@ def test_files_that_were_changed_or_removed_are_refused_with_what_to_do(ray_sess
     with pytest.raises(DataError, match="not mapped as it was"):
         plan_delivery(stricter, snapshot)
     assert plan_delivery(configure(log, tmp_path / "workspace", max_bad_fraction=0.5), snapshot).is_empty
+    manifest = Workspace.at(config.workspace).history(snapshot) / MANIFEST
+    manifest.write_json({**manifest.read_json(), "layout": 1})
+    with pytest.raises(DataError, match=r"of another version, .* without --since"):
+        plan_delivery(config, snapshot)
 
 
 @pytest.mark.ray
