@@ -251,7 +251,11 @@ def _is_under_way(config: SonderConfig) -> bool:
     build_id = _build_id(config, make_plan(config).snapshot)
     is_begun = Workspace.at(config.workspace).staging(f"build-{build_id}").exists()
     if is_begun:
-        logger.info("build: %s goes on; what arrived online since it began is for the next one", build_id)
+        logger.info(
+            "build: %s goes on; what arrived online since it began is for the next one,"
+            " or `sonder prepare` takes it in and the build begins anew",
+            build_id,
+        )
     return is_begun
 
 

@@ -33,13 +33,12 @@ from sonder.experiments.metrics import TIME, check_names
 from sonder.experiments.specification import Experiment
 from sonder.history.snapshot import read_bucket
 from sonder.history.vocabulary import VOCABULARY_FILE
-from sonder.profiles.log_shipping import ACCEPTED_AT, SCHEMA, segments, table_of
+from sonder.profiles.log_shipping import ACCEPTED_AT, SCHEMA, file_name, read_log, segments
 from sonder.profiles.online_log import OnlineLog
 from sonder.profiles.redis_log import RedisLog
 from sonder.releases.registry import Registry
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_READ_EVENTS = 50_000  # of an online log at once
 _READERS = 8  # of an object store, where a file costs a request
 _TRIES = 5
 _EVENT = [Col.USER_ID, Col.ACTION, Col.TIMESTAMP, Col.SURFACE, Col.VALUE]
@@ -138,16 +137,16 @@ def read_online(config: SonderConfig, workspace: Workspace) -> pl.DataFrame:
 
 def _online_tables(config: SonderConfig, workspace: Workspace) -> Iterator[pa.Table]:
     if config.serving.store is not None:
-        yield from _rows_of(RedisLog(config.serving.store))
+        yield from read_log(RedisLog(config.serving.store))
         return
     if workspace.online_log.is_dir():
-        yield from _rows_of(OnlineLog(workspace.online_log))
+        yield from read_log(OnlineLog(workspace.online_log))
     if workspace.is_shared:
         yield from _read_all(lambda: _shipped(workspace.shipped_log), Folder.read_table)
 
 
 def _shipped(log: Folder) -> list[Folder]:
-    return [node / f"{first:016d}-{last:016d}.parquet" for node in log.children() for first, last in segments(node)]
+    return [node / file_name(first, last) for node in log.children() for first, last in segments(node)]
 
 
 def _read_all(listed: Callable[[], list[Folder]], read: Callable[[Folder], pa.Table]) -> list[pa.Table]:
@@ -160,16 +159,6 @@ def _read_all(listed: Callable[[], list[Folder]], read: Callable[[Folder], pa.Ta
             if turn == _TRIES - 1:
                 raise
     raise AssertionError("returned or raised above")
-
-
-def _rows_of(log: OnlineLog | RedisLog) -> Iterator[pa.Table]:
-    sequence = 0
-    try:
-        while rows := log.after(sequence, _READ_EVENTS):
-            yield table_of(rows)
-            sequence = rows[-1][0]
-    finally:
-        log.close()
 
 
 def without(erased: Erased, frame: pl.DataFrame) -> pl.DataFrame:

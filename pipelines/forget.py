@@ -49,9 +49,7 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
         log = OnlineLog(workspace.online_log)
         told.events_removed = log.erase(user_id)
         log.close()
-    if workspace.is_shared:
-        told.events_removed = max(told.events_removed, erase_shipped(workspace.shipped_log, user_id))
-    archived = erase_shipped(workspace.archived_log, user_id)
+    in_files = max(erase_shipped(copy, user_id, workspace.erasures) for copy in workspace.log_copies)
     told.exposures_removed = erase_rows(workspace.experiments, user_id)
     for release in _loaded_releases(workspace):
         with LmdbStore.open(workspace.store / release, release=release, writable=True) as store:
@@ -62,7 +60,7 @@ def forget(config: SonderConfig, user_id: str) -> Forgotten:
         networked_log = RedisLog(config.serving.store)
         told.events_removed += networked_log.erase(user_id)
         networked_log.close()
-    told.events_removed = max(told.events_removed, archived)
+    told.events_removed = max(told.events_removed, in_files)
     if config.serving.store is not None and current is not None:
         for release in (current.release, *served_beside(workspace, current.release)):
             with RedisStore.open(config.serving.store, release=release) as networked:

@@ -101,10 +101,9 @@ def build_since(config: SonderConfig, since: str, *, retrain: bool = False, ever
 def _delivery(config: SonderConfig, parent: Release, retrain: bool) -> Delivery:
     """What is new; with `events.online` up to now, unless what was archived before is being built on."""
     delivery = plan_delivery(config, parent.manifest.snapshot)
-    if not config.events.online or _is_under_way(config, delivery, parent, retrain):
-        return delivery
-    archive_online(config)
-    return plan_delivery(config, parent.manifest.snapshot)
+    if config.events.online and not _is_under_way(config, delivery, parent, retrain) and archive_online(config):
+        return plan_delivery(config, parent.manifest.snapshot)
+    return delivery
 
 
 def _is_under_way(config: SonderConfig, delivery: Delivery, parent: Release, retrain: bool) -> bool:

@@ -81,7 +81,6 @@ def make_plan(config: SonderConfig) -> Plan:
     else:
         events = resolve(config.events)
         splits, inputs = plan_splits(events), describe_inputs(events, None)
-    rows_of_table = inputs[0].get("rows")
     workspace, files = archived_files(config, events)
     splits += online_splits([(workspace.archived_log / name).uri for name in files], events, after=splits)
     inputs += describe_archived(workspace, files)
@@ -89,7 +88,7 @@ def make_plan(config: SonderConfig) -> Plan:
     inputs += describe_table_files(config.items)
     users = resolve_users(config.users, events) if config.users else None
     user_splits = users.splits() if users else []
-    rows = max(_num_rows(splits, rows_of_table), _num_rows(user_splits, None))
+    rows = max(_num_rows(splits, inputs[0].get("rows")), _num_rows(user_splits, None))
     inputs += describe_table_files(config.users)
     erased = read_erasures(workspace.erasures)
     if erased:  # a snapshot is of a log without them, another one after each erasure
@@ -110,12 +109,13 @@ def make_plan(config: SonderConfig) -> Plan:
     )
 
 
-def archive_online(config: SonderConfig) -> None:
-    """Make what was accepted online until now a part of the log, where the configuration wants it."""
-    if config.events.online:
-        with stage("online.archive") as counts:
-            workspace = Workspace.at(config.workspace, config.serving.local_dir)
-            counts["events"] = archive(workspace, config.serving.store)
+def archive_online(config: SonderConfig) -> int:
+    """Make what was accepted online until now a part of the log, where the configuration wants it -> new events."""
+    if not config.events.online:
+        return 0
+    with stage("online.archive") as counts:
+        counts["events"] = archive(Workspace.at(config.workspace, config.serving.local_dir), config.serving.store)
+    return int(counts["events"])
 
 
 def archived_files(config: SonderConfig, events: EventsConfig) -> tuple[Workspace, list[str]]:

@@ -42,7 +42,7 @@ class Erasures:
 
     def take_out(self, user_id: str) -> int:
         """Events of the user out of what nodes have shipped and builds archived -> the most of one of them."""
-        return max((erase_shipped(copy, user_id) for copy in self._copies), default=0)
+        return max((erase_shipped(copy, user_id, self._folder) for copy in self._copies), default=0)
 
     def take_out_exposures(self, user_id: str) -> int:
         """Rows of the user out of the tables of experiments -> how many."""

@@ -12,8 +12,6 @@ from services.gateway.memberships import AudienceMemberships
 from services.gateway.observing import observed_store
 from services.gateway.release_info import PopularItem, ReleaseInfo
 from services.gateway.stages import FoundItem, Stages
-from sonder.core.storage import Folder
-from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_popularity
 from sonder.events.contract import Col
 from sonder.history.timelines import MICROSECONDS_PER_DAY
@@ -51,15 +49,10 @@ def open_engine(
         log or open_event_log(release.workspace, store_url),
         Erasures(
             release.workspace.erasures,
-            _copies(release.workspace),
+            release.workspace.log_copies,
             release.workspace.experiments,
         ),
     )
-
-
-def _copies(workspace: Workspace) -> list[Folder]:
-    """Where events that arrived online are in files."""
-    return [workspace.archived_log, *([workspace.shipped_log] if workspace.is_shared else [])]
 
 
 def open_packer(release: Release, store: ProfileStore) -> EventPacker:

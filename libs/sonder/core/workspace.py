@@ -145,6 +145,11 @@ class Workspace:
         return self.root / "log" / "archive"
 
     @property
+    def log_copies(self) -> list[Folder]:
+        """Where events that arrived online are in files."""
+        return [self.archived_log, *([self.shipped_log] if self.is_shared else [])]
+
+    @property
     def store(self) -> Path:
         """Folder of the embedded store: memory-mapped, so on a local disk."""
         return self.local / "store"

@@ -101,14 +101,16 @@ def online_splits(files: Sequence[str], config: EventsConfig, *, after: Sequence
     first_file = max((split.file_index for split in after), default=-1) + 1
     return [
         replace(split, index=len(after) + split.index, file_index=first_file + split.file_index, is_online=True)
-        for split in plan_splits(online_form(config).model_copy(update={"path": tuple(files)}))
+        for split in plan_splits(online_form(config, files))
     ]
 
 
-def online_form(config: EventsConfig) -> EventsConfig:
-    """How a file of events that arrived online is read, beside a log that is read by `config`."""
+def online_form(config: EventsConfig, files: Sequence[str] = ()) -> EventsConfig:
+    """How files of events that arrived online are read, beside a log that is read by `config`."""
     columns = EventColumns(**{name: name for name in EventColumns.model_fields})
-    return EventsConfig(path="", format="parquet", columns=columns, timestamp="iso", max_id_bytes=config.max_id_bytes)
+    return EventsConfig(
+        path=tuple(files), format="parquet", columns=columns, timestamp="iso", max_id_bytes=config.max_id_bytes
+    )
 
 
 def read_split(split: LogSplit, config: EventsConfig) -> Iterator[Batch]:

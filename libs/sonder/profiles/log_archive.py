@@ -22,11 +22,10 @@ from sonder.core.locking import exclusive
 from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.profiles.event_log import open_event_log
-from sonder.profiles.log_shipping import SEQUENCE, file_name, segments, table_of, write_unerased
+from sonder.profiles.log_shipping import SEQUENCE, file_name, read_log, segments, write_unerased
 
 LOCAL, STORE = "local", "store"  # sources
 ROWS_PER_FILE = 1_000_000
-_READ_EVENTS = 50_000
 _WAIT_S = 600.0
 _TRIES = 10  # a segment may be merged into a larger one between a listing and its reading
 
@@ -66,7 +65,7 @@ def _sources(workspace: Workspace, store_url: str | None) -> Iterator[tuple[str,
     if store_url is not None or not workspace.is_shared:
         source = LOCAL if store_url is None else STORE
         if store_url is not None or workspace.online_log.is_dir():
-            yield source, _of_log(workspace, store_url, _reached(workspace, source))
+            yield source, read_log(open_event_log(workspace, store_url), _reached(workspace, source))
         return
     for node in workspace.shipped_log.children():
         yield node.name, _of_node(node, _reached(workspace, node.name))
@@ -75,16 +74,6 @@ def _sources(workspace: Workspace, store_url: str | None) -> Iterator[tuple[str,
 def _reached(workspace: Workspace, source: str) -> int:
     """The last number of a source that is archived."""
     return max((last for _, last in segments(workspace.archived_log / source)), default=0)
-
-
-def _of_log(workspace: Workspace, store_url: str | None, reached: int) -> Iterator[pa.Table]:
-    log = open_event_log(workspace, store_url)
-    try:
-        while rows := log.after(reached, _READ_EVENTS):
-            yield table_of(rows)
-            reached = rows[-1][0]
-    finally:
-        log.close()
 
 
 def _of_node(node: Folder, reached: int) -> Iterator[pa.Table]:

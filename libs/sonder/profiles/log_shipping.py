@@ -21,7 +21,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +33,7 @@ from sonder.core.workspace import Workspace
 from sonder.events.contract import TIMESTAMP_TYPE, Col
 from sonder.events.erasure import CHANGED, read_erasures, without_erased
 from sonder.events.online import OnlineEvent
+from sonder.profiles.event_log import EventLog
 from sonder.profiles.online_log import OnlineLog
 
 logger = logging.getLogger("sonder")
@@ -190,21 +191,37 @@ def segments(node: Folder) -> list[tuple[int, int]]:
     return kept
 
 
-def erase_shipped(shipped: Folder, user_id: str) -> int:
-    """Take a user's events out of every file of such a folder -> how many."""
+def erase_shipped(shipped: Folder, user_id: str, erasures: Folder) -> int:
+    """Take a user's events out of every file of such a folder -> how many; the tombstone is there already.
+
+    Whoever else was erased is left out too: of two erasures that rewrite a file at once neither undoes the other.
+    """
     num_erased = 0
     for name in shipped.files():
         if not name.endswith(".parquet"):
             continue
+        file = shipped / name
         try:
-            table = (shipped / name).read_table()
+            users = file.read_table([Col.USER_ID]).column(Col.USER_ID)
+            if not pc.any(pc.equal(users, user_id)).as_py():
+                continue
+            table = file.read_table()
         except NotFound:  # merged meanwhile, after the tombstone and so without the user
             continue
         others = table.filter(pc.not_equal(table.column(Col.USER_ID), user_id))
-        if others.num_rows < table.num_rows:
-            (shipped / name).write_table(others)
-            num_erased += table.num_rows - others.num_rows
+        write_unerased(file, others, erasures)
+        num_erased += table.num_rows - others.num_rows
     return num_erased
+
+
+def read_log(log: EventLog, after: int = 0) -> Iterator[pa.Table]:
+    """What a log holds past a number, in its order, as tables of a segment's columns; it is closed at the end."""
+    try:
+        while rows := log.after(after, MOST_EVENTS):
+            yield table_of(rows)
+            after = rows[-1][0]
+    finally:
+        log.close()
 
 
 def table_of(rows: list[tuple[int, OnlineEvent]]) -> pa.Table:

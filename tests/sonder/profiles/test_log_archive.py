@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from sonder.core.errors import DataError
 from sonder.core.locking import exclusive
+from sonder.core.storage import Folder
 from sonder.core.workspace import Workspace
 from sonder.events.erasure import record_erasure
 from sonder.events.online import OnlineEvent
@@ -39,7 +41,7 @@ def of_archive(workspace: Workspace) -> list[OnlineEvent]:
 
 
 def test_each_event_is_archived_once_in_files_that_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_archive, "_READ_EVENTS", 2)
+    monkeypatch.setattr(log_shipping, "MOST_EVENTS", 2)
     monkeypatch.setattr(log_archive, "ROWS_PER_FILE", 3)
     workspace = Workspace.at(str(tmp_path))
     assert (archive(workspace, None), archived(workspace)) == (0, [])  # nothing was ever accepted
@@ -93,11 +95,30 @@ def test_who_was_erased_is_in_no_file(tmp_path: Path) -> None:
     archive(workspace, None)
     accept(workspace, "a")
     record_erasure(workspace.erasures, "a", at_us=2 * 10**15)  # and the log has not been cleared yet
-    assert erase_shipped(workspace.archived_log, "a") == 1
+    assert erase_shipped(workspace.archived_log, "a", workspace.erasures) == 1
     accept(workspace, "c")
     archive(workspace, None)
     assert [known.user_id for known in of_archive(workspace)] == ["b", "c"]
     assert archive(workspace, None) == 0
+
+
+def test_of_two_erasures_at_once_neither_brings_the_other_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace.at(str(tmp_path))
+    accept(workspace, "a", "b", "c")
+    archive(workspace, None)
+    write = log_shipping.write_unerased
+
+    def write_late(file: Folder, table: pa.Table, erasures: Folder) -> None:
+        """Another gateway erases b after this one has read the file and before it writes."""
+        monkeypatch.setattr(log_shipping, "write_unerased", write)
+        record_erasure(erasures, "b", at_us=2 * 10**15)
+        assert erase_shipped(workspace.archived_log, "b", erasures) == 1
+        write(file, table, erasures)
+
+    monkeypatch.setattr(log_shipping, "write_unerased", write_late)
+    record_erasure(workspace.erasures, "a", at_us=2 * 10**15)
+    assert erase_shipped(workspace.archived_log, "a", workspace.erasures) == 1
+    assert [known.user_id for known in of_archive(workspace)] == ["c"]
 
 
 def test_one_process_archives_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

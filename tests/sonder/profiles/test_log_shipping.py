@@ -97,7 +97,7 @@ def test_who_was_erased_is_in_no_segment_and_is_not_taken_over(node: Callable[[s
     one, two = node("one"), node("two")
     one.accept("a", "b", "a")
     one.shipper.ship()
-    assert erase_shipped(one.workspace.shipped_log, "a") == 2
+    assert erase_shipped(one.workspace.shipped_log, "a", one.workspace.erasures) == 2
     assert [known.user_id for known in one.shipped()] == ["b"]
     one.accept("a", "c")
     record_erasure(one.workspace.erasures, "a", at_us=2 * 10**15)  # and the log has not been cleared yet
@@ -105,7 +105,7 @@ def test_who_was_erased_is_in_no_segment_and_is_not_taken_over(node: Callable[[s
     assert [known.user_id for known in one.shipped()] == ["b", "c"]
     one.mine.fs.invalidate_cache()
     assert two.shipper.adopt() == 2
-    assert erase_shipped(one.workspace.shipped_log, "nobody") == 0
+    assert erase_shipped(one.workspace.shipped_log, "nobody", one.workspace.erasures) == 0
 
 
 def test_a_tombstone_that_comes_while_a_segment_is_written_counts(
