@@ -99,6 +99,13 @@ CONSTANTS = (
         "80 a step with 8 workers, a sparse table and 10 Gbit/s, less the 41 of computing",
     ),
     Constant("train_positions", 8_192, "positions", _TRAINING, "of a step, the most that is derived"),
+    Constant(
+        "train_max_events",
+        250_000_000,
+        "events",
+        "docs/configuration.md",
+        "`encoder.max_training_events`: of a larger log users are drawn, others for each snapshot",
+    ),
     Constant("train_workers", 8, "workers", _TRAINING, "past which a sparse table scales no more"),
     Constant("load_us_user", 19, "core µs", _STORE, "18.3 to 20.2 s of CPU for a million, one process"),
     Constant("load_users_s", 58_000, "users/s", _STORE, "from Parquet to Redis, one process, the better of two runs"),
@@ -106,10 +113,10 @@ CONSTANTS = (
     # bytes
     Constant(
         "train_bytes_event",
-        156,
+        32,
         "bytes",
-        "benchmarks/scale_2026-11-30.md",
-        "(17.9 - 3.4) GiB / 100 M events: one trainer while it lays its histories out; a third of it afterwards",
+        "benchmarks/trainer-memory_2026-11-30.md",
+        "one trainer while it lays 100 M events out, 43 % of them with a wish",
     ),
     Constant("dim", 64, "floats", "docs/configuration.md", "width of a vector"),
     Constant("redis_mib_million", 3_366, "MiB", _STORE, "of a million profiles with 25 events"),

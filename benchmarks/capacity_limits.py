@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.capacity_constants import Values
-from benchmarks.capacity_plan import plan
+from benchmarks.capacity_plan import plan, trained_events
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -24,7 +24,7 @@ class Limit(NamedTuple):
 
 
 def _per_worker(users: float, v: Values) -> float:
-    return users * v["events_per_user"] * v["train_bytes_event"] / v["train_workers"] / GIB
+    return trained_events(users, v) * v["train_bytes_event"] / v["train_workers"] / GIB
 
 
 LIMITS = (
@@ -35,14 +35,6 @@ LIMITS = (
         lambda v: v["serving_gib"] - (v["node_mib"] + v["stages_mib"] + 2 * v["gateway_mib"]) / 1024,
         "GiB",
         "a sample for lookalikes; `similar` from shards by digest, or product quantisation (64 floats to 16 bytes)",
-    ),
-    Limit(
-        "vectors of all users in one Arrow array of 32-bit offsets",
-        "services/retrieval/nearest.py",
-        lambda users, v: users * v["dim"] / 1e9,
-        lambda v: 2.147,
-        "billion floats",
-        "read them file by file into one numpy array, or large_list in the schema",
     ),
     Limit(
         "one refresh follows the log of online events",
@@ -69,20 +61,20 @@ LIMITS = (
         "more buckets, as above",
     ),
     Limit(
-        "each trainer holds its share of all histories",
+        "each trainer holds its share of the histories that are read",
         "pipelines/train.py",
         _per_worker,
         lambda v: v["training_gib"] * (1 - v["object_store_share"]) / v["training_vcpu"],
         "GiB a worker",
-        "a draw of users by digest, another one each night; or an iterator over buckets for an epoch",
+        "nothing: past `encoder.max_training_events` users are drawn, others each night",
     ),
     Limit(
-        "an epoch reads every event, and eight workers are the most that help",
+        "eight workers are the most that help an epoch",
         "benchmarks/encoder-scaling_2026-11-23.md",
         lambda users, v: plan(users, v).train_h,
         lambda v: v["night_h"] / 2,
         "hours a night",
-        "the same draw of users; GPUs (not measured)",
+        "nothing, by the same draw; GPUs (not measured) for more events a night",
     ),
     Limit(
         "one Redis server holds two releases",

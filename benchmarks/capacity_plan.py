@@ -35,9 +35,14 @@ class Plan(NamedTuple):
         return sum(self.stages_core_h.values())
 
 
+def trained_events(users: float, v: Values) -> float:
+    """Events that the encoder's training reads: of a larger log users are drawn."""
+    return min(users * v["events_per_user"], v["train_max_events"])
+
+
 def plan(users: float, v: Values) -> Plan:
     events = users * v["events_per_user"]
-    steps = events / v["train_positions"] * v["warm_epochs"]
+    steps = trained_events(users, v) / v["train_positions"] * v["warm_epochs"]
     step_s = (v["train_fixed_ms"] + v["train_step_ms"] / v["train_workers"] + v["train_exchange_ms"]) / 1e3
     train_h = steps * step_s / 3600
     stages_us = {

@@ -168,7 +168,7 @@ def train(
     spec = replace(spec, **_pairs(arguments.spec))
     logging.info("%s", spec)
     started = time.perf_counter()
-    run = TrainingRun(spec, holdout, summary.targets, content=content)
+    run = TrainingRun(spec, [holdout], summary.targets, content=content)
     if "popularity" in without:
         run.model.popularity_weight.data.zero_()
         run.model.popularity_weight.requires_grad_(False)

@@ -380,7 +380,7 @@ def make_run(num_items: int, batch_tokens: int, *, is_sparse: bool) -> TrainingR
         is_sparse=is_sparse,
     )
     counts = np.bincount(items, minlength=num_items).astype(np.int64) + 1
-    return TrainingRun(spec, Holdout(timelines, Split(nobody, nobody)), counts)
+    return TrainingRun(spec, [Holdout(timelines, Split(nobody, nobody))], counts)
 
 
 def take_turns(runs: Mapping[str, TrainingRun], turns: int) -> dict[str, dict[str, float]]:

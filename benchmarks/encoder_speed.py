@@ -53,7 +53,7 @@ def main() -> None:
     evaluation = EvaluationConfig(protocol="leave_one_out")
     reads_time = arguments.log != "beauty"
     spec = derive(config, evaluation, vocabulary, summary, reads_time=reads_time, seed=7)
-    run = TrainingRun(spec, holdout, summary.targets)
+    run = TrainingRun(spec, [holdout], summary.targets)
     run.train_epoch()  # the first one pays for the allocator's growth
 
     ours = time_epochs(run, arguments.our_epochs)

@@ -80,7 +80,7 @@ def train(num_items: int, steps: int, threads: int, is_sparse: bool | None, fold
     protocol = EvaluationConfig(protocol="leave_one_out")
     spec = derive(EncoderConfig(), protocol, vocabulary, summary, reads_time=True, seed=7, content=content.shape)
     spec = spec if is_sparse is None else replace(spec, is_sparse=is_sparse)
-    run = TrainingRun(spec, holdout, summary.targets, content=content)
+    run = TrainingRun(spec, [holdout], summary.targets, content=content)
     segments, random = run._segments(np.random.default_rng(0)), np.random.default_rng(0)
     drawn = run.goals.draw(random)
     seconds = []

@@ -196,7 +196,7 @@ def train_encoder(timelines: Timelines, vocabulary: Vocabulary, cutoff_us: int, 
     summary_, content = summarise(holdout.visible, vocabulary), item_content(vocabulary)
     evaluation = EvaluationConfig(protocol="temporal", test_days=TEST_DAYS)
     spec = derive(EncoderConfig(), evaluation, vocabulary, summary_, reads_time=True, seed=7, content=content.shape)
-    run = TrainingRun(spec, holdout, summary_.targets, content=content)
+    run = TrainingRun(spec, [holdout], summary_.targets, content=content)
     run.fit(Limits(max_epochs=100, patience=4))
     encoder = run.state().encoder(content)
     save_encoder(encoder, folder)

@@ -146,7 +146,7 @@ def encoders(
     summary, content = summarise(holdout.visible, vocabulary), item_content(vocabulary)
     evaluation = EvaluationConfig(protocol="temporal", test_days=TEST_DAYS)
     spec = derive(config, evaluation, vocabulary, summary, reads_time=True, seed=seed, content=content.shape)
-    run = TrainingRun(spec, holdout, summary.targets, content=content)
+    run = TrainingRun(spec, [holdout], summary.targets, content=content)
     drawn = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     run.fit(Limits(config.max_epochs, config.patience, config.max_minutes))
     trained = run.state().encoder(content)

@@ -118,7 +118,7 @@ def train(
     spec = derive(config, evaluation, vocabulary, summary, reads_time=True, seed=seed, content=content.shape)
     started = time.perf_counter()
     start = None if parent is None else carry_over(parent.encoder, parent.vocabulary, spec, vocabulary, content)
-    run = TrainingRun(spec, holdout, summary.targets, content=content, start=start)
+    run = TrainingRun(spec, [holdout], summary.targets, content=content, start=start)
     max_epochs = config.max_epochs if parent is None else warm_epochs(parent.epochs)
     run.fit(Limits(max_epochs, config.patience))
     seconds = time.perf_counter() - started

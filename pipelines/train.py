@@ -1,6 +1,7 @@
 """Train the user encoder on a history snapshot with Ray Train: read, call the epoch loop of `sonder.encoder`, write.
 
-Each worker reads its share of the history buckets and averages gradients with the others (DDP: gloo on CPUs, nccl on
+Each worker reads its share of the history buckets (of a log past `encoder.max_training_events`, those of users who
+are drawn anew for each snapshot) and averages gradients with the others (DDP: gloo on CPUs, nccl on
 GPUs, which are used where the cluster has one for each worker). The state is a Ray Train checkpoint, saved within
 epochs too; the run's name is a digest of what it depends on, so the same call after a kill goes on where it was, and
 a worker that dies is replaced up to three times. `encoder.num_workers: [least, most]` starts with what the cluster has
@@ -13,13 +14,15 @@ Limits: with `num_workers=0` the same loop runs inside the calling process, with
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -37,7 +40,7 @@ from sonder.encoder.artefact import load_encoder, save_encoder, training_of
 from sonder.encoder.checkpoint import FOR_ENCODER, TrainingState, load_state, save_state
 from sonder.encoder.content import ItemContent, item_content
 from sonder.encoder.growth import carry_over, warm_epochs
-from sonder.encoder.holdout import count_eligible, hold_out
+from sonder.encoder.holdout import count_eligible, draw_users, hold_out
 from sonder.encoder.peers import Peers
 from sonder.encoder.specification import DataSummary, EncoderSpec, derive, summarise
 from sonder.encoder.training import Limits, TrainingRun
@@ -52,6 +55,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 MOST_FAILURES = 3
 PROGRESS_FILE = "progress.json"
 logger = logging.getLogger("sonder")
+Part = TypeVar("Part")
 
 
 def train_encoder(
@@ -76,6 +80,14 @@ def train_encoder(
         ensure_ray()
     workspace = Workspace.at(config.workspace).root.uri  # workers have a working directory of their own
     storage = Workspace.at(workspace).staging("training")
+    share = training_share(config, read_manifest(Workspace.at(workspace).history(snapshot)))
+    if share < 1:
+        logger.info(
+            "train: more than %d events (encoder.max_training_events): %.1f %% of the users are drawn, others for "
+            "another snapshot",
+            config.encoder.max_training_events,
+            100 * share,
+        )
     uses_gpu = bool(most_workers) and ray.cluster_resources().get("GPU", 0) >= most_workers
     with (
         telemetry.stage("train", snapshot=snapshot, workers=most_workers) as counts,
@@ -115,7 +127,7 @@ def train_encoder(
             Workspace.at(config.workspace),
             follows or config.encoder.parent,
         )
-        metrics = _metrics(state, config) | {"alignment": alignment}
+        metrics = _metrics(state, config) | {"alignment": alignment, "share_of_users": share}
         save_encoder(encoder, target, metrics=metrics)
         (storage / name).remove()
         counts |= {"epochs": metrics["epochs"], "best_epoch": metrics["best_epoch"]}
@@ -147,13 +159,20 @@ def _prepare_run(arguments: Mapping[str, Any]) -> tuple[TrainingRun, Limits]:
     manifest = read_manifest(history)
     vocabulary = Vocabulary.load(workspace.items(arguments["snapshot"]))
     buckets = sorted(int(entry["bucket"]) for entry in manifest["buckets"])[peers.rank :: peers.world]
-    timelines = read_timelines(history, vocabulary, buckets)
+    share = training_share(config, manifest)
+    parts = [
+        draw_users(read_timelines(history, vocabulary, some), share=share, draw=arguments["snapshot"])
+        for some in ([[bucket] for bucket in buckets] or [[]])
+    ]
     window_us = config.evaluation.test_days * MICROSECONDS_PER_DAY
-    num_eligible = peers.sum_counts([count_eligible(timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us)])
-    holdout = hold_out(
-        timelines, vocabulary, cutoff_us=cutoff_us, window_us=window_us, num_eligible=int(num_eligible[0])
-    )
-    summary = DataSummary.from_vector(peers.sum_counts(summarise(holdout.visible, vocabulary).to_vector()))
+    eligible = [count_eligible(part, vocabulary, cutoff_us=cutoff_us, window_us=window_us) for part in parts]
+    num_eligible = int(peers.sum_counts([sum(eligible)])[0])
+    holdouts = [
+        hold_out(part, vocabulary, cutoff_us=cutoff_us, window_us=window_us, num_eligible=num_eligible)
+        for part in _let_go(parts)
+    ]
+    counted = (summarise(holdout.visible, vocabulary).to_vector() for holdout in holdouts)
+    summary = DataSummary.from_vector(peers.sum_counts(functools.reduce(np.add, counted)))
     content = item_content(vocabulary)
     spec = derive(
         config.encoder,
@@ -166,8 +185,21 @@ def _prepare_run(arguments: Mapping[str, Any]) -> tuple[TrainingRun, Limits]:
     )
     start, max_epochs = _start(config, spec, vocabulary, content)
     limits = Limits(max_epochs, config.encoder.patience, config.encoder.max_minutes)
-    run = TrainingRun(spec, holdout, summary.targets, peers, content=content, start=start, device=_device())
+    run = TrainingRun(spec, _let_go(holdouts), summary.targets, peers, content=content, start=start, device=_device())
     return run, limits
+
+
+def training_share(config: SonderConfig, manifest: Mapping[str, Any]) -> float:
+    """Share of the users whose histories a training reads, by the events of the snapshot."""
+    num_events = sum(int(entry["events"]) for entry in manifest["buckets"])
+    return min(1.0, config.encoder.max_training_events / max(num_events, 1))
+
+
+def _let_go(parts: list[Part]) -> Iterator[Part]:
+    """Each part in order, and the list forgets it: what is made of all parts takes their place in memory."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
 
 
 def _start(

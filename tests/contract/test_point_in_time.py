@@ -259,7 +259,7 @@ def training_run(world: World) -> TrainingRun:
     summary = summarise(holdout.visible, world.vocabulary)
     config = EncoderConfig(dim=WIDTH, max_length=16, num_negatives=32)
     spec = derive(config, EvaluationConfig(), world.vocabulary, summary, reads_time=True, seed=1)
-    return TrainingRun(spec, holdout, summary.targets, content=item_content(world.vocabulary))
+    return TrainingRun(spec, [holdout], summary.targets, content=item_content(world.vocabulary))
 
 
 def tokens(world: World) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from benchmarks.capacity_limits import LIMITS, breaks_at
 from benchmarks.capacity_plan import plan
 from pipelines.prepare_plan import MAX_BUCKETS, ROWS_PER_BUCKET
 from services.gateway.following import LOOK_EVERY_S
+from sonder.core.config import EncoderConfig
 from tests.infra.manifests import ROOT, cluster_specs
 
 
@@ -34,6 +35,7 @@ def test_every_constant_moves_a_number(name: str) -> None:
 def test_what_the_code_says_is_what_the_model_says() -> None:
     v = values()
     assert (v["max_buckets"], v["rows_per_bucket"]) == (MAX_BUCKETS, ROWS_PER_BUCKET)
+    assert v["train_max_events"] == EncoderConfig().max_training_events
     assert LOOK_EVERY_S == 1.0
     groups = {one["groupName"]: one for spec in cluster_specs("base").values() for one in spec["workerGroupSpecs"]}
     for name, group in groups.items():
@@ -47,7 +49,12 @@ def test_what_the_code_says_is_what_the_model_says() -> None:
 
 def test_ten_times_the_users_need_about_ten_times_as_much() -> None:
     small, large = plan(10e6, values()), plan(100e6, values())
-    assert 7 < large.build_core_h / small.build_core_h < 10  # the training of scores is sampled
+    spread = [
+        sum(hours for stage, hours in one.stages_core_h.items() if "train" not in stage) for one in (small, large)
+    ]
+    assert spread[1] == pytest.approx(10 * spread[0])
+    assert large.stages_core_h["score, training"] == small.stages_core_h["score, training"]  # both are sampled
+    assert large.train_h == small.train_h
     assert large.redis_gib == pytest.approx(10 * small.redis_gib)
     assert sum(large.monthly.values()) < 10 * sum(small.monthly.values())
 

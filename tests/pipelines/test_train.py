@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from sonder.core.config import SonderConfig
 from sonder.core.storage import MANIFEST, Folder
 from sonder.core.workspace import Workspace
 from sonder.encoder.artefact import load_encoder
+from sonder.encoder.holdout import hold_out
 from sonder.encoder.inference import embed_users
 from sonder.encoder.training import TrainingRun
 from sonder.history.snapshot import HISTORY_SCHEMA, bucket_file, read_timelines
+from sonder.history.timelines import Timelines
 from sonder.history.vocabulary import ITEM_SCHEMA, Vocabulary
 from tests.s3_server import S3Server
 
 NUM_ITEMS, NUM_USERS, NUM_BUCKETS = 12, 120, 4
+NUM_EVENTS = sum(6 + user % 5 for user in range(NUM_USERS))
 DAY_US = 86_400_000_000
 
 
@@ -123,6 +127,29 @@ def rewrite_future(workspace: Workspace, cutoff_us: int) -> None:
             is_later = [9_000 * DAY_US + s * DAY_US >= cutoff_us for s in range(row["num_events"])]
             row["item_id"] = ["i0" if late else item for item, late in zip(row["item_id"], is_later, strict=True)]
         file.write_table(pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA))
+
+
+def test_of_a_log_past_the_most_events_some_users_are_read_and_others_for_another_snapshot(
+    workspace, configure, tmp_path, monkeypatch
+):
+    for copied in ("history", "items"):
+        shutil.copytree((workspace.root / copied / "walks").path, (workspace.root / copied / "later").path)
+    read: list[str] = []
+
+    def told(timelines: Timelines, *others: Any, **options: Any) -> Any:
+        read.extend(timelines.user_ids.to_pylist())
+        return hold_out(timelines, *others, **options)
+
+    monkeypatch.setattr(pipelines.train, "hold_out", told)
+    users, config = {}, configure(max_epochs=1, max_training_events=NUM_EVENTS // 3)
+    for attempt, snapshot in enumerate(("walks", "walks", "later")):
+        read.clear()
+        target = Folder.at(str(tmp_path / f"encoder-{attempt}"))
+        metrics = train_encoder(config, snapshot, target, cutoff_us=None, num_workers=0)
+        assert metrics["share_of_users"] == pytest.approx(1 / 3, abs=0.01)
+        assert 20 < len(read) < 60
+        users[attempt] = set(read)
+    assert users[0] == users[1] != users[2]
 
 
 class Asked(Exception):

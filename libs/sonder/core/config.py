@@ -57,6 +57,9 @@ class EncoderConfig(Section):
     learning_rate: float = Field(2e-3, gt=0)
     max_epochs: int = Field(100, gt=0)
     patience: int = Field(10, gt=0, description="validations without improvement before training stops")
+    max_training_events: int = Field(
+        250_000_000, gt=0, description="of a larger log users are drawn, others for each snapshot"
+    )
     max_minutes: float | None = Field(None, gt=0, description="stop at the first epoch that ends after it")
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         1, description="of a training; [least, most] takes what the cluster has and follows it"

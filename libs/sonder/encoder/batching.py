@@ -2,12 +2,14 @@
 
 Shapes: U users, N tokens, S segments, B segments of a batch, T positions of its longest segment.
 A token is an event with a wish in it: wanted or unwanted, never merely shown. Item -1 (unknown) stays a token.
-Limits: everything of one worker stays in memory, about 40 bytes an event; batches are cut from it by index.
+Limits: everything of one worker stays in memory, 21 bytes an event; batches are cut from it by index.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +31,10 @@ class Tokens:
     items: NDArray[np.int32]  # [N]
     actions: NDArray[np.int16]  # [N]
     surfaces: NDArray[np.int16]  # [N]
-    gaps: NDArray[np.int16]  # [N] log class of the time since the previous token
-    hours: NDArray[np.int16]  # [N] hour of the week
-    ages: NDArray[np.int16]  # [N] log class of the time since the first token of the user, spec.oldest_age at most
-    values: NDArray[np.int16]  # [N] class of the event's value, NUM_VALUES without one
+    gaps: NDArray[np.uint8]  # [N] log class of the time since the previous token
+    hours: NDArray[np.uint8]  # [N] hour of the week
+    ages: NDArray[np.uint8]  # [N] log class of the time since the first token of the user, spec.oldest_age at most
+    values: NDArray[np.uint8]  # [N] class of the event's value, NUM_VALUES without one
     times_us: NDArray[np.int64]  # [N]
     is_wanted: NDArray[np.bool_]  # [N] of a known item
 
@@ -43,6 +45,18 @@ class Tokens:
     @property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Tokens]) -> Tokens:
+        """Of disjoint sets of users, in their order; no part is held longer than until its columns are joined."""
+        lengths: list[NDArray[np.int64]] = []
+        pieces: dict[str, list[NDArray[Any]]] = {field.name: [] for field in fields(cls) if field.name != "offsets"}
+        for part in parts:
+            lengths.append(part.lengths)
+            for name, held in pieces.items():
+                held.append(getattr(part, name))
+        offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
+        return cls(offsets=offsets, **{name: np.concatenate(pieces.pop(name)) for name in list(pieces)})
 
 
 @dataclass(frozen=True)
@@ -82,9 +96,9 @@ def tokenise(timelines: Timelines, spec: EncoderSpec) -> Tokens:
         items=items.astype(np.int32),
         actions=events.actions,
         surfaces=surfaces.astype(np.int16),
-        gaps=gap_classes(events),
-        hours=hours_of_week(events),
-        ages=np.minimum(age_classes(events), spec.oldest_age),
+        gaps=gap_classes(events).astype(np.uint8),
+        hours=hours_of_week(events).astype(np.uint8),
+        ages=np.minimum(age_classes(events), spec.oldest_age).astype(np.uint8),
         values=_value_classes(events.values),
         times_us=events.times_us,
         is_wanted=(weights[events.actions] > 0) & (items < spec.num_items),
@@ -122,7 +136,8 @@ def plan_batches(
     batches, start = [], 0
     while start < len(by_length):
         # padded size of a batch start:stop is (stop - start) * lengths[stop - 1]; it grows with stop
-        sizes = np.arange(1, len(lengths) - start + 1)[: batch_tokens + 1] * lengths[start : start + batch_tokens + 1]
+        ahead = lengths[start : start + batch_tokens + 1]
+        sizes = np.arange(1, len(ahead) + 1) * ahead
         stop = start + max(int(np.searchsorted(sizes, batch_tokens, side="right")), 1)
         batches.append(by_length[start:stop])
         start = stop
@@ -141,7 +156,7 @@ def collate(
     is_real_BT = grid_BT < stops_B[:, None]
     inside_BT = np.where(is_real_BT, grid_BT, 0)
 
-    def rows(values_N: NDArray[np.int32] | NDArray[np.int16], padding: int) -> Tensor:
+    def rows(values_N: NDArray[np.int32] | NDArray[np.int16] | NDArray[np.uint8], padding: int) -> Tensor:
         return torch.from_numpy(np.where(is_real_BT, values_N[inside_BT], padding).astype(np.int64)).to(device)
 
     return Batch(
@@ -156,9 +171,9 @@ def collate(
     )
 
 
-def _value_classes(values_N: NDArray[np.float64]) -> NDArray[np.int16]:
+def _value_classes(values_N: NDArray[np.float64]) -> NDArray[np.uint8]:
     """By sign and logarithm: 0 up to a tenth, then half doublings to about a million; the same again below zero."""
     half = NUM_VALUES // 2
     sizes = np.clip(np.rint(2 * np.log2(np.maximum(np.abs(values_N), 1e-9)) + 7), 0, half - 1)
     classes = np.where(values_N < 0, half + sizes, sizes)
-    return np.where(np.isfinite(values_N), classes, NUM_VALUES).astype(np.int16)
+    return np.where(np.isfinite(values_N), classes, NUM_VALUES).astype(np.uint8)

@@ -17,6 +17,7 @@ P(drawn) comes from exact counts of all items, eight bytes each: a sketch would 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,9 @@ from sonder.encoder.batching import Tokens
 from sonder.encoder.specification import EncoderSpec
 
 Cells = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows, ascending, and slots
+Index = NDArray[np.signedinteger[Any]]  # int32 where that is enough: half of the memory of a trainer is such
 MOST_AT_ONCE = 16  # goals that one event predicts in an epoch under `all_action`
+_BLOCK_TOKENS = 1 << 20  # for which goals are found and drawn at once: what that takes is not the size of the log
 _CHUNK_CELLS = 1 << 19  # scores of the loss that are held at once: 2 MiB stay in the processor's cache
 
 
@@ -38,15 +41,15 @@ _CHUNK_CELLS = 1 << 19  # scores of the loss that are held at once: 2 MiB stay i
 class Draws:
     """The goals that were drawn for each token in one epoch: `places[offsets[n]:offsets[n + 1]]` of token n."""
 
-    offsets: NDArray[np.int64]  # [N + 1]
-    places: NDArray[np.int64]  # into the items of the goals
+    offsets: Index  # [N + 1]
+    places: Index  # into the items of the goals
 
     def at(self, positions_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Cells, ascending, that predict, and the place of each one's goal [M]; position -1 predicts nothing."""
         inside_C = np.maximum(positions_C, 0)
         num_C = np.where(positions_C >= 0, self.offsets[inside_C + 1] - self.offsets[inside_C], 0)
         cells_M, within_M = _spread(num_C)
-        return cells_M, self.places[self.offsets[positions_C[cells_M]] + within_M]
+        return cells_M, self.places[self.offsets[positions_C[cells_M]] + within_M].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,29 @@ class Goals:
 
     items: NDArray[np.int32]  # [G] user by user, oldest first
     weights: NDArray[np.float32]  # [G] of their actions, without the sign
-    firsts: NDArray[np.int64]  # [N]
-    stops: NDArray[np.int64]  # [N]
+    firsts: Index  # [N]
+    stops: Index  # [N]
     most: int = 1  # draws for a token
 
     def ends(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """One past the newest token of each user that has a goal [U]: later ones need not be computed in training."""
-        has_goal = np.where(self.stops > self.firsts, np.arange(1, len(self.firsts) + 1), 0)
-        newest = np.maximum.accumulate(np.concatenate(([0], has_goal)))
-        ends: NDArray[np.int64] = np.maximum(newest[offsets[1:]], offsets[:-1])
+        past_goals = np.flatnonzero(np.concatenate(([True], self.stops > self.firsts)))  # 0 first, for who has none
+        newest_U = past_goals[np.searchsorted(past_goals, offsets[1:], side="right") - 1]
+        ends: NDArray[np.int64] = np.maximum(newest_U, offsets[:-1])
         return ends
 
     def draw(self, random: np.random.Generator) -> Draws:
         """One goal of each token that has any, or up to `most` of them."""
         num_N = self.stops - self.firsts
-        tokens, _ = _spread(np.minimum(num_N, self.most))
-        picked = self.firsts[tokens] + (random.random(len(tokens)) * num_N[tokens]).astype(np.int64)
-        return Draws(np.concatenate(([0], np.cumsum(np.minimum(num_N, self.most)))), picked)
+        offsets = running_sum(np.minimum(num_N, self.most), most=len(num_N) * self.most)
+        places = np.empty(offsets[-1], dtype=self.firsts.dtype)
+        for start in range(0, len(num_N), _BLOCK_TOKENS):
+            stop = min(start + _BLOCK_TOKENS, len(num_N))
+            tokens, _ = _spread(np.minimum(num_N[start:stop], self.most))
+            tokens += start
+            drawn = (random.random(len(tokens)) * num_N[tokens]).astype(np.int64)
+            places[offsets[start] : offsets[stop]] = self.firsts[tokens] + drawn
+        return Draws(offsets, places)
 
     def of(self, positions_M: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """All goals of some tokens as pairs (row of the token, item)."""
@@ -81,21 +90,24 @@ class Goals:
 
 def set_goals(tokens: Tokens, spec: EncoderSpec, *, unwanted: bool = False) -> Goals:
     """Find what every token shall predict, or (`unwanted`) what it shall not."""
-    weights_N = np.asarray([*spec.action_weights, 0.0], dtype=np.float32)[tokens.actions]
-    is_goal = (weights_N < 0) & (tokens.items < spec.num_items) if unwanted else tokens.is_wanted
-    before = np.concatenate(([0], np.cumsum(is_goal, dtype=np.int64)))
-    index_N = np.arange(len(tokens.items))
-    user_stops_N = np.repeat(tokens.offsets[1:], tokens.lengths)
-    firsts = before[index_N + 1]
+    weights = np.asarray([*spec.action_weights, 0.0], dtype=np.float32)
+    is_goal = (weights[tokens.actions] < 0) & (tokens.items < spec.num_items) if unwanted else tokens.is_wanted
+    before = running_sum(is_goal, most=len(is_goal))
+    firsts = before[1:]
     if spec.objective == "next_action":
-        stops = np.minimum(firsts + 1, before[user_stops_N])
+        stops = np.minimum(firsts + 1, np.repeat(before[tokens.offsets[1:]], tokens.lengths))
     else:
-        stops = np.maximum(before[_window_stops(tokens, spec.window_us)], firsts)
+        stops = np.empty_like(firsts)
+        for start, stop in _blocks(tokens.offsets):
+            part = slice(tokens.offsets[start], tokens.offsets[stop])
+            offsets = tokens.offsets[start : stop + 1] - tokens.offsets[start]
+            stops[part] = before[part.start + _window_stops(tokens.times_us[part], offsets, spec.window_us)]
+        np.maximum(stops, firsts, out=stops)
     if spec.objective == "all_action":
         stops = np.where(_before_a_window(tokens, spec.window_us, stops > firsts), stops, firsts)
     return Goals(
         items=tokens.items[is_goal],
-        weights=np.abs(weights_N[is_goal]),
+        weights=np.abs(weights[tokens.actions[is_goal]]),
         firsts=firsts,
         stops=stops,
         most=MOST_AT_ONCE if spec.objective == "all_action" else 1,
@@ -115,19 +127,37 @@ def _before_a_window(tokens: Tokens, window_us: int, has_goal_N: NDArray[np.bool
     return chosen[1:]
 
 
-def _spread(num_R: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def running_sum(numbers_N: NDArray[Any], *, most: int) -> Index:
+    """Sum of the numbers before each place, and of all [N + 1]; it does not pass `most`."""
+    width: type[np.signedinteger[Any]] = np.int32 if most <= np.iinfo(np.int32).max else np.int64
+    sums = np.zeros(len(numbers_N) + 1, dtype=width)
+    np.cumsum(numbers_N, dtype=width, out=sums[1:])
+    return sums
+
+
+def _blocks(offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Runs of whole users of at most _BLOCK_TOKENS; who has more is a run of his own."""
+    start, num_users = 0, len(offsets) - 1
+    while start < num_users:
+        stop = int(np.searchsorted(offsets, offsets[start] + _BLOCK_TOKENS, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield start, stop
+        start = stop
+
+
+def _spread(num_R: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows repeated as often as told, ascending, and the count within each row."""
     rows = np.repeat(np.arange(len(num_R)), num_R)
     return rows, np.arange(len(rows)) - np.repeat(np.cumsum(num_R) - num_R, num_R)
 
 
-def _window_stops(tokens: Tokens, window_us: int) -> NDArray[np.int64]:
+def _window_stops(times_us: NDArray[np.int64], offsets: NDArray[np.int64], window_us: int) -> NDArray[np.int64]:
     """First token of the same user later than each token's time plus the window, to the millisecond [N]."""
-    if len(tokens.times_us) == 0:
+    if len(times_us) == 0:
         return np.zeros(0, dtype=np.int64)
-    times = (tokens.times_us - tokens.times_us.min()) // 1000
+    times = (times_us - times_us.min()) // 1000
     window = window_us // 1000
-    users_N = np.repeat(np.arange(tokens.num_users), tokens.lengths)
+    users_N = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keys = users_N * (int(times.max()) + window + 2) + times  # ascending over all users
     stops: NDArray[np.int64] = np.searchsorted(keys, keys + window, side="right")
     return stops

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonder.core.errors import DataError
+from sonder.core.memory import give_back
 from sonder.encoder.batching import Batch, Segments, Tokens, all_segments, collate, plan_batches, tokenise
 from sonder.encoder.checkpoint import Progress, TrainingState
 from sonder.encoder.content import ItemContent
@@ -39,6 +40,7 @@ from sonder.encoder.objective import (
     Popularity,
     loses_to_unwanted,
     own_positives,
+    running_sum,
     sampled_softmax,
     set_goals,
 )
@@ -47,6 +49,7 @@ from sonder.encoder.peers import Peers
 from sonder.encoder.specification import EncoderSpec
 from sonder.encoder.trend import Trend, constant_trend, fit_trend
 from sonder.encoder.validation import Exam, examine
+from sonder.history.cutoffs import Split
 
 logger = logging.getLogger("sonder.encoder")
 WARM_UP_STEPS = 100
@@ -68,7 +71,7 @@ class TrainingRun:
     def __init__(
         self,
         spec: EncoderSpec,
-        holdout: Holdout,
+        holdouts: Iterable[Holdout],
         target_counts_I: NDArray[np.int64],
         peers: Peers | None = None,
         *,
@@ -76,17 +79,26 @@ class TrainingRun:
         start: dict[str, Tensor] | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """`target_counts_I` counts the wanted events of all workers' training data.
+        """`holdouts` are of disjoint sets of users, none of which is held longer than it takes to read it.
 
+        `target_counts_I` counts the wanted events of all workers' training data.
         `start` holds the weights to go on from (`sonder.encoder.growth`); None: new ones.
         """
         self.spec, self.peers, self.device = spec, peers or Peers(), device or torch.device("cpu")
         self.is_trained_I = target_counts_I > 0
-        self.tokens: Tokens = tokenise(holdout.visible, spec)
+        validations: list[Split] = []
+
+        def read() -> Iterator[Tokens]:
+            for holdout in holdouts:
+                validations.append(holdout.validation)
+                yield tokenise(holdout.visible, spec)
+
+        self.tokens = Tokens.joined(read())
+        give_back()
         self.goals: Goals = set_goals(self.tokens, spec)
         self.unwanted: Goals | None = set_goals(self.tokens, spec, unwanted=True) if spec.has_unwanted else None
         self.ends_U = self.goals.ends(self.tokens.offsets)
-        self.exam = Exam.of(holdout.validation, spec)
+        self.exam = Exam.of(Split.concat(validations), spec)
         self.sampler = NegativeSampler(
             target_counts_I, self.goals.items, spec.num_negatives, corrects=spec.corrects_log_q
         )
@@ -209,7 +221,7 @@ class TrainingRun:
     def _segments(self, random: np.random.Generator) -> Segments:
         shifts_U = random.integers(0, self.spec.max_length, self.tokens.num_users)
         segments = all_segments(self.tokens.offsets, self.ends_U, self.spec.max_length, shifts_U)
-        goals_before = np.concatenate(([0], np.cumsum(self.goals.stops > self.goals.firsts)))
+        goals_before = running_sum(self.goals.stops > self.goals.firsts, most=len(self.goals.firsts))
         has_goal = goals_before[segments.stops] > goals_before[segments.starts]
         return Segments(segments.starts[has_goal], segments.stops[has_goal])
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_POINTS, MOST_CELLS = 64, 1 << 25
+_BLOCK_EVENTS = 1 << 24  # counted at once
 HALF_LIVES_OF_WINDOW = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0)
 PSEUDO_COUNT = 0.5  # an item that nobody wanted lately is not impossible
 
@@ -55,9 +56,12 @@ def fit_trend(
     """Trend of the wanted events of [start, end). `add_up` sums counts over the workers, all with the same range."""
     num_points = int(np.clip(MOST_CELLS // max(num_items, 1), 1, MOST_POINTS))
     width_us = max(-(-(end_us - start_us) // num_points), 1)
-    point_N = np.clip((times_us_N - start_us) // width_us, 0, num_points - 1)
-    cells = np.bincount(point_N * num_items + items_N, minlength=num_points * num_items)
-    counts_PI = add_up(cells.astype(np.int64)).reshape(num_points, num_items)
+    cells = np.zeros(num_points * num_items, dtype=np.int64)
+    for start in range(0, len(items_N), _BLOCK_EVENTS):
+        part = slice(start, start + _BLOCK_EVENTS)
+        points = np.clip((times_us_N[part] - start_us) // width_us, 0, num_points - 1)
+        cells += np.bincount(points * num_items + items_N[part], minlength=len(cells))
+    counts_PI = add_up(cells).reshape(num_points, num_items)
     half_lives = [max(int(share * window_us), 1) for share in HALF_LIVES_OF_WINDOW]
     ahead = max(round(window_us / width_us), 1)
     likelihoods = [_likelihood(counts_PI, 0.5 ** (width_us / half_life), ahead) for half_life in half_lives]

@@ -31,6 +31,16 @@ class Split:
         has_both: NDArray[np.bool_] = (self.targets.lengths > 0) & (self.history.lengths > 0)
         return has_both
 
+    @classmethod
+    def concat(cls, parts: list[Split]) -> Split:
+        """Join disjoint sets of users; `unwanted` where all have it."""
+        unwanted = [part.unwanted for part in parts if part.unwanted is not None]
+        return cls(
+            history=Timelines.concat([part.history for part in parts]),
+            targets=Timelines.concat([part.targets for part in parts]),
+            unwanted=Timelines.concat(unwanted) if len(unwanted) == len(parts) else None,
+        )
+
     @property
     def is_cold(self) -> NDArray[np.bool_]:
         """Users [U] with something to predict and no history at the cutoff; counted apart."""

@@ -179,7 +179,7 @@ def test_training_goes_on_from_an_aligned_release_as_from_the_bare_weights(
     trained = []
     for parent in (bare, bare.aligned(rotation(9))):
         start = carry_over(parent, items, spec, items, content)
-        run = TrainingRun(spec, holdout, summarise(holdout.visible, items).targets, content=content, start=start)
+        run = TrainingRun(spec, [holdout], summarise(holdout.visible, items).targets, content=content, start=start)
         run.fit(Limits(max_epochs=2, patience=2))
         trained.append(run.state().encoder(content))
     assert trained[0].digest == trained[1].digest

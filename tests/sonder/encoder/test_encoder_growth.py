@@ -136,10 +136,10 @@ def test_a_warm_start_begins_where_its_parent_ended(spec, cycle_timelines, make_
     num = count_eligible(cycle_timelines, vocabulary, cutoff_us=None, window_us=0)
     holdout = hold_out(cycle_timelines, vocabulary, cutoff_us=None, window_us=0, num_eligible=num)
     counts = summarise(holdout.visible, vocabulary).targets
-    cold = TrainingRun(spec, holdout, counts)
+    cold = TrainingRun(spec, [holdout], counts)
     cold.fit(Limits(max_epochs=40, patience=40))
     weights = carry_over(cold.state().encoder(), vocabulary, spec, vocabulary, content)
-    warm = TrainingRun(spec, holdout, counts, start=weights)
+    warm = TrainingRun(spec, [holdout], counts, start=weights)
     warm.fit(Limits(max_epochs=warm_epochs(40), patience=40))
     assert warm.progress.epoch == 4
     assert warm.progress.history[0]["loss"] < 0.2 * cold.progress.history[0]["loss"]

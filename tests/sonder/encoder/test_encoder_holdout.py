@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sonder.core.config import EncoderConfig, EvaluationConfig
-from sonder.encoder.holdout import count_eligible, hold_out
+from sonder.encoder.holdout import count_eligible, draw_users, hold_out
 from sonder.encoder.specification import derive, summarise
 
 DAY = 86_400
@@ -46,6 +46,26 @@ def test_temporal_validation_users_end_one_window_earlier_and_are_at_most_a_tent
     assert set(holdout.validation.history.items.tolist()) == {1, 2}
     assert np.bincount(holdout.visible.lengths)[[2, 4]].tolist() == [num_held_out, 400 - num_held_out]
     assert holdout.visible.times_us.max() < 90 * DAY * 10**6
+
+
+def test_a_draw_takes_whole_histories_of_a_share_of_the_users_and_another_draw_those_of_others(make_timelines):
+    timelines = make_timelines([[user % 10] * (user % 7) for user in range(2_000)])
+    one, again, other = (draw_users(timelines, share=0.25, draw=draw) for draw in ("a", "a", "b"))
+    assert one.user_ids.equals(again.user_ids)
+    assert 400 < one.num_users < 600
+    histories = dict(
+        zip(timelines.user_ids.to_pylist(), np.split(timelines.items, timelines.offsets[1:-1]), strict=True)
+    )
+    for user, items in zip(one.user_ids.to_pylist(), np.split(one.items, one.offsets[1:-1]), strict=True):
+        assert items.tolist() == histories[user].tolist()
+    both = set(one.user_ids.to_pylist()) & set(other.user_ids.to_pylist())
+    assert 80 < len(both) < 180  # a quarter of a quarter
+    assert draw_users(timelines, share=1.0, draw="a") is timelines
+
+
+def test_what_carries_no_wish_is_not_kept_for_the_training(make_timelines, make_vocabulary):
+    timelines = make_timelines([[1, 2, 3, 4, 5]], actions=[[2, 0, 2, 1, 0]])
+    assert held_out(timelines, make_vocabulary()).visible.items.tolist() == [2, 4]  # 1 and 3 were only seen
 
 
 def test_dials_come_from_the_data_and_from_the_protocol(make_timelines, make_vocabulary):

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from sonder.encoder import objective
 from sonder.encoder.batching import tokenise
 from sonder.encoder.objective import (
     Negatives,
@@ -108,9 +109,13 @@ def test_dense_targets_come_from_the_window_of_the_same_user_and_change_between_
     assert [set(column.tolist()) for column in draws.T] == [{2, 3}, {3, 4}, {4}, {-1}, {-1}, {7, 8}, {8}, {-1}]
 
 
+@pytest.mark.parametrize("block_tokens", [objective._BLOCK_TOKENS, 5])
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.lists(st.integers(0, 300), max_size=8), min_size=1, max_size=5), st.integers(1, 200))
-def test_dense_targets_equal_a_search_event_by_event(dense_spec, make_timelines, times, window_s):
+@given(times=st.lists(st.lists(st.integers(0, 300), max_size=8), min_size=1, max_size=5), window_s=st.integers(1, 200))
+def test_dense_targets_equal_a_search_event_by_event(
+    dense_spec, make_timelines, monkeypatch, times, window_s, block_tokens
+):
+    monkeypatch.setattr(objective, "_BLOCK_TOKENS", block_tokens)
     times = [sorted(row) for row in times]
     timelines = make_timelines([[i % 10 for i in range(len(row))] for row in times], times_s=times)
     spec = replace(dense_spec, window_us=window_s * 1_000_000)
@@ -121,6 +126,21 @@ def test_dense_targets_equal_a_search_event_by_event(dense_spec, make_timelines,
         for at in range(len(row))
     ]
     assert [goals.items[a:b].tolist() for a, b in zip(goals.firsts, goals.stops, strict=True)] == expected
+
+
+@pytest.mark.parametrize("kind", ["next_action", "dense_all_action", "all_action"])
+def test_draws_are_the_same_whatever_is_drawn_at_once(dense_spec, make_timelines, monkeypatch, kind):
+    random = np.random.default_rng(3)
+    times = [sorted(random.integers(0, 400, random.integers(0, 30)).tolist()) for _ in range(40)]
+    timelines = make_timelines([random.integers(0, 10, len(row)).tolist() for row in times], times_s=times)
+    spec = replace(dense_spec, objective=kind)
+    drawn = []
+    for block_tokens in (objective._BLOCK_TOKENS, 7):
+        monkeypatch.setattr(objective, "_BLOCK_TOKENS", block_tokens)
+        draws = set_goals(tokenise(timelines, spec), spec).draw(np.random.default_rng(1))
+        drawn.append((draws.offsets.tolist(), draws.places.tolist()))
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0][1]) > 20
 
 
 def test_an_item_that_an_event_may_have_to_predict_is_not_its_negative(dense_spec, make_timelines):

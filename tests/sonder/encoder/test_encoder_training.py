@@ -27,7 +27,7 @@ def start(spec, cycle_timelines, make_vocabulary):
     counts = summarise(holdout.visible, vocabulary).targets
 
     def run(**dials) -> TrainingRun:
-        return TrainingRun(replace(spec, **dials), holdout, counts)
+        return TrainingRun(replace(spec, **dials), [holdout], counts)
 
     return run
 
@@ -148,7 +148,7 @@ def test_what_users_hide_ends_below_what_they_want(spec, make_timelines, make_vo
     refusing = replace(spec, action_weights=(1.0, -5.0, 0.0))
     gaps: dict[bool, list[float]] = {False: [], True: []}
     for seed, has_unwanted in itertools.product((1, 2, 3), (False, True)):  # one seed alone says too little
-        run = TrainingRun(replace(refusing, has_unwanted=has_unwanted, seed=seed), holdout, counts)
+        run = TrainingRun(replace(refusing, has_unwanted=has_unwanted, seed=seed), [holdout], counts)
         run.fit(Limits(max_epochs=12, patience=12))
         encoder = run.state().encoder()
         users = embed_users(encoder, timelines.before(6 * 60 * 1_000_000), as_of_us=10**15)
@@ -191,4 +191,4 @@ def test_training_without_a_wanted_event_says_so(spec, make_timelines, make_voca
     hidden = make_timelines([[1, 2]], actions=[[1, 1]])
     holdout = hold_out(hidden, vocabulary, cutoff_us=None, window_us=0, num_eligible=0)
     with pytest.raises(DataError, match="no wanted event"):
-        TrainingRun(spec, holdout, np.zeros(10, dtype=np.int64))
+        TrainingRun(spec, [holdout], np.zeros(10, dtype=np.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sonder.encoder import trend
 from sonder.encoder.trend import constant_trend, decayed_counts, fit_trend, log_shares
 
 DAY = 86_400_000_000
@@ -40,6 +41,14 @@ def test_fashions_get_a_short_half_life_and_classics_a_long_one():
     classics = random.choice(4, 6400, p=[0.7, 0.2, 0.07, 0.03])
     assert trend_of(fashion, days, window_days=4).half_life_us < 4 * DAY
     assert trend_of(classics, days, window_days=4).half_life_us >= 16 * DAY
+
+
+def test_the_counts_are_the_same_whatever_is_counted_at_once(monkeypatch):
+    random = np.random.default_rng(1)
+    items, days = random.integers(0, 4, 500), np.sort(random.uniform(0, 64, 500))
+    whole = trend_of(items, days)
+    monkeypatch.setattr(trend, "_BLOCK_EVENTS", 7)
+    np.testing.assert_array_equal(trend_of(items, days).log_shares_PI, whole.log_shares_PI)
 
 
 def test_the_newest_counts_are_nearly_those_of_each_event_by_itself():
