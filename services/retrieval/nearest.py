@@ -6,7 +6,6 @@ Shapes: B users of a micro-batch, I items, U users of the release, D width, k an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
@@ -15,20 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from services.retrieval.everybody import USER_ID_TYPE, read_everybody
 from services.warming import sample_batch
-from sonder.core.storage import Folder
 from sonder.encoder.artefact import load_encoder, load_popularity
 from sonder.events.contract import Col
 from sonder.history.timelines import MICROSECONDS_PER_DAY
 from sonder.history.vocabulary import Vocabulary
 from sonder.profiles.packing import unpack_timelines
-from sonder.profiles.traits import TRAIT_COLUMNS, compute_traits, derive_traits
 from sonder.releases.artefacts import Release
-from sonder.retrieval.approximate import VectorIndex
+from sonder.retrieval.approximate import SAMPLE, VectorIndex
 from sonder.retrieval.diversity import POOL, diversify
 from sonder.retrieval.exact import Found
 from sonder.retrieval.several import Queries, several_items
-from sonder.segments.lookalike import LEAST_SEEDS, MAX_BACKGROUND, People, fit_lookalike
+from sonder.segments.lookalike import LEAST_SEEDS, MAX_BACKGROUND, fit_lookalike
 
 Row = TypeVar("Row")
 FoundItem = tuple[str, str | None, str | None, float]  # item_id, title, category, score
@@ -39,7 +37,7 @@ Find = Callable[[NDArray[np.int64], int, NDArray[np.bool_] | None], Found]  # ro
 NO_WISH: Wish = (None, None, 0.0)
 MOST_FILTERS = 64  # kept in memory, one bit map of the items each
 _LEAST_WEIGHT = 1e-9  # of an interest beside the others
-_SEED = 7  # of the background that a lookalike is fitted against: the same request gets the same answer
+_SEED = 7  # of what is drawn: the same request gets the same answer
 
 
 class Nearest:
@@ -53,20 +51,21 @@ class Nearest:
         self._catalogue = Vocabulary.load(opened.items).items.select(shown)
         self._as_of_us = opened.manifest.as_of_us
         self._allowed = lru_cache(MOST_FILTERS)(self._find_allowed)
-        everybody = _users(opened.profiles, self._items_ID.shape[1])
+        everybody = read_everybody(opened.profiles, self._items_ID.shape[1])
         self._user_ids, self._cold_ids, self._people = everybody.user_ids, everybody.cold_ids, everybody.people
         self._users_UD = self._people.vectors_ND
         self._users = VectorIndex(self._users_UD, self._users_UD)
         # Popularity is the last coordinate of an item: only the long-term vector of a user asks for it.
-        asking_UD = _widened(self._users_UD, np.ones(len(self._users_UD)))
-        self._items = VectorIndex(_widened(self._items_ID, self._bias_I), asking_UD)
+        asking = np.random.default_rng(_SEED).permutation(len(self._users_UD))[:SAMPLE]
+        asking_QD = _widened(self._users_UD[asking], np.ones(len(asking)))
+        self._items = VectorIndex(_widened(self._items_ID, self._bias_I), asking_QD)
         user_ids, timelines = sample_batch(opened.manifest.as_of_us)
         vectors_BD = np.repeat(self._items_ID[:1], len(user_ids), axis=0)
         self.recommend(vectors_BD, timelines, k=10)
         self.similar(user_ids, vectors_BD, k=10)
 
     def lookalike(self, seed_ids: list[str], size: int, exclude_ids: list[str]) -> dict[str, Any]:
-        given = pa.array(seed_ids, pa.string()).unique()
+        given = pa.array(seed_ids, USER_ID_TYPE).unique()
         is_seed = pc.is_in(self._user_ids, value_set=given).to_numpy(zero_copy_only=False)
         seeds, others = np.flatnonzero(is_seed), np.flatnonzero(~is_seed)
         num_cold = pc.sum(pc.is_in(given, value_set=self._cold_ids)).as_py()
@@ -78,8 +77,8 @@ class Nearest:
         draw = np.random.default_rng(_SEED)
         background = np.sort(draw.choice(others, min(MAX_BACKGROUND, len(others)), replace=False))
         fitted = fit_lookalike(self._people.take(seeds), self._people.take(background), seed=_SEED)
-        similarity = fitted.similarity(self._people)
-        is_out = is_seed | pc.is_in(self._user_ids, value_set=pa.array(exclude_ids, pa.string())).to_numpy(False)
+        similarity = np.concatenate([fitted.similarity(part) for part in self._people.parts()])
+        is_out = is_seed | pc.is_in(self._user_ids, value_set=pa.array(exclude_ids, USER_ID_TYPE)).to_numpy(False)
         similarity[is_out] = -np.inf
         num_ranked = int(np.sum(~is_out))
         best = np.argsort(-similarity, kind="stable")[: min(size, num_ranked)]
@@ -203,7 +202,7 @@ class Nearest:
 
     def similar(self, user_ids: list[str], vectors_BD: NDArray[np.float32], k: int) -> list[list[FoundUser]]:
         k = min(k, len(self._users_UD))
-        own = pc.index_in(pa.array(user_ids, pa.string()), value_set=self._user_ids).fill_null(-1)
+        own = pc.index_in(pa.array(user_ids, USER_ID_TYPE), value_set=self._user_ids).fill_null(-1)
         rows_BK, scores_BK = _without(own.to_numpy(), *self._users.search(vectors_BD, k + 1))
         ids = self._user_ids.take(pa.array(np.maximum(rows_BK, 0).reshape(-1))).to_pylist()
         k = rows_BK.shape[1]
@@ -230,30 +229,3 @@ def _widened(x_ND: NDArray[np.float32], last_N: NDArray[Any]) -> NDArray[np.floa
 
 def _kept(rows: list[Row], is_found: NDArray[np.bool_]) -> list[Row]:
     return [row for row, found in zip(rows, is_found.tolist(), strict=True) if found]
-
-
-@dataclass(frozen=True)
-class _Users:
-    """Everybody of a release."""
-
-    user_ids: pa.Array  # [U] who have a vector
-    cold_ids: pa.Array  # who have none
-    people: People  # [U]
-
-
-def _users(profiles: Folder, dim: int) -> _Users:
-    """Read the profiles file by file; the traits are those of the first file's users, a random draw by digest."""
-    tables, traits, spec = [], [], None
-    for name in (name for name in profiles.files() if name.endswith(".parquet")):
-        table = (profiles / name).read_table([*TRAIT_COLUMNS, "embedding"])
-        spec = spec or derive_traits(table)
-        traits.append(compute_traits(table, spec))
-        tables.append(table.select(["user_id", "embedding"]))
-    table = pa.concat_tables(tables)
-    is_known = pc.is_valid(table.column("embedding"))
-    cold_ids = table.filter(pc.invert(is_known)).column("user_id").combine_chunks()
-    table = table.filter(is_known).combine_chunks()
-    vectors = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    # Arrow's memory is read-only: a writable copy once, so that no request makes one.
-    people = People(vectors.reshape(-1, dim).copy(), np.concatenate(traits)[is_known.to_numpy()])
-    return _Users(table.column("user_id").combine_chunks(), cold_ids, people)

@@ -1,16 +1,20 @@
 """Nearest vectors by an inverted file (IVF) where an exact search would take milliseconds, exact ones below.
 
 Shapes: Q queries, N vectors, D width, k answers. float32, inner products.
-IVF-Flat of faiss: k-means cells, exact products within the `nprobe` nearest cells of a query. It is built in seconds
-where a graph (HNSW) takes minutes, so a deployment builds it when it loads a release and nothing is stored
+An inverted file of faiss over vectors of half precision: k-means cells, the best by rounded products within the
+`nprobe` nearest cells of a query, answered with their exact products. It is built in seconds where a graph (HNSW)
+takes minutes, so a deployment builds it when it loads a release and nothing is stored
 (docs/decisions/0005-search-large-catalogues-by-an-inverted-file.md).
 Rule: `nprobe` is the smallest power of two that finds AIM of the exact 100 nearest for a sample of queries, measured
 without a filter and with random ones, which are applied inside the search. Few allowed vectors are searched exactly,
 and so is a query that got fewer answers than k: k answers come back wherever k exist.
-Memory: the vectors once more. Limits: cells are those of the first build; recall holds for queries like the sample.
+Memory: half of the vectors once more, and a temporary file of that size while it is built.
+Limits: cells are those of the first build; recall holds for queries like the sample.
 """
 
 from __future__ import annotations
+
+import tempfile
 
 import faiss
 import numpy as np
@@ -33,7 +37,7 @@ class VectorIndex:
     def __init__(self, vectors_ND: NDArray[np.float32], sample_QD: NDArray[np.float32], *, seed: int = 7) -> None:
         """`sample_QD`: queries such as will come; at most SAMPLE of them are used."""
         self.vectors_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
-        self._index: faiss.IndexIVFFlat | None = None
+        self._index: faiss.IndexIVFScalarQuantizer | None = None
         self._nprobes: dict[float, int] = {}  # share of allowed vectors -> cells to look at, shares falling
         if len(vectors_ND) > EXACT_UP_TO and len(sample_QD):
             self._index = _trained(self.vectors_ND, seed)
@@ -86,9 +90,11 @@ class VectorIndex:
             # The selector holds a pointer into the bits: they live until the search has ended.
             bits = np.packbits(allowed_N, bitorder="little")
             parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=faiss.IDSelectorBitmap(bits))
-        scores, rows = self._index.search(np.ascontiguousarray(queries_QD, dtype=np.float32), k, params=parameters)
+        queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
+        _, rows = self._index.search(queries_QD, k, params=parameters)
         rows_QK: NDArray[np.int32] = rows.astype(np.int32)
-        return rows_QK, np.where(rows_QK < 0, np.float32(-np.inf), scores)
+        scores_QK = np.einsum("qd,qkd->qk", queries_QD, self.vectors_ND[np.maximum(rows_QK, 0)])
+        return rows_QK, np.where(rows_QK < 0, np.float32(-np.inf), scores_QK)
 
     def _among(self, queries_QD: NDArray[np.float32], k: int, allowed_N: NDArray[np.bool_] | None) -> Found:
         """Exact, over the allowed vectors alone; k is at most their number."""
@@ -135,14 +141,21 @@ def recall(found_QK: NDArray[np.int32], wanted_QK: NDArray[np.int32]) -> float:
     return hits / num_wanted if num_wanted else 1.0
 
 
-def _trained(vectors_ND: NDArray[np.float32], seed: int) -> faiss.IndexIVFFlat:
+def _trained(vectors_ND: NDArray[np.float32], seed: int) -> faiss.IndexIVFScalarQuantizer:
     num_vectors, dim = vectors_ND.shape
     num_cells = int(2 * np.sqrt(num_vectors))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, num_cells, faiss.METRIC_INNER_PRODUCT)
+    half, by_residual = faiss.ScalarQuantizer.QT_fp16, False
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(dim), dim, num_cells, half, faiss.METRIC_INNER_PRODUCT, by_residual
+    )
     index.cp.niter, index.cp.seed, index.cp.max_points_per_centroid = 10, seed, _TRAINING_POINTS
     index.train(vectors_ND)
     index.add(vectors_ND)
-    return index
+    # Cells grow by doubling, and half of that room stays empty. What is read from a file has the size it needs.
+    with tempfile.NamedTemporaryFile(prefix="sonder-index-") as file:
+        faiss.write_index(index, file.name)
+        del index
+        return faiss.read_index(file.name)
 
 
 def _exact(
