@@ -89,6 +89,18 @@ bench-retrieval: setup ## nearest items by index against exact; ends in one JSON
 bench-scale: setup ## builds of 1 and 10 million events: time, memory and bytes of each step, exponents; ends in one JSON line
 	$(BIN)/python -m benchmarks.scale
 
+bench-trainer-memory: setup $(SCALED) ## memory of a trainer of the encoder, bytes an event; ends in one JSON line
+	$(BIN)/python -m benchmarks.trainer_memory $(SCALED:/releases=)
+
+bench-training-draw: setup ## the encoder trained on draws of the users, Online Retail; ends in one JSON line
+	$(BIN)/python -m benchmarks.training_draw retail $(RETAIL) --seeds 7 8 9
+
+bench-missing-values: setup ## missing values of score rows, learnt directions beside one number; ends in one JSON line
+	$(BIN)/python -m benchmarks.missing_values
+
+bench-retrieval-memory: setup $(SCALED) ## memory of a retrieval replica with a million users; ends in one JSON line
+	$(BIN)/python -m benchmarks.retrieval_memory $(SCALED:/releases=)
+
 bench-prepare-peers: setup $(DUCKDB) ## 20 million events into histories beside Polars and DuckDB; ends in one JSON line
 	$(BIN)/python -m benchmarks.prepare_peers --duckdb $(DUCKDB)
 

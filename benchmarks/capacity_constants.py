@@ -28,7 +28,7 @@ _CLUSTERS, _SEGMENTS = "benchmarks/clusters_2026-11-23.md", "benchmarks/segments
 _SCORES, _SPEED = "benchmarks/scores-scale_2026-11-24.md", "benchmarks/score-speed_2026-11-24.md"
 _TRAINING, _SERVING = "benchmarks/encoder-scaling_2026-11-23.md", "benchmarks/serving_2026-11-24.md"
 _PREPARE, _SOAK = "benchmarks/prepare_2026-11-23.md", "benchmarks/soak_2026-11-24.md"
-_INDEX, _HERE = "benchmarks/retrieval_2026-11-24.md", "docs/capacity.md"
+_HERE = "docs/capacity.md"
 
 CONSTANTS = (
     # what is served
@@ -121,7 +121,13 @@ CONSTANTS = (
     Constant("dim", 64, "floats", "docs/configuration.md", "width of a vector"),
     Constant("redis_mib_million", 3_366, "MiB", _STORE, "of a million profiles with 25 events"),
     Constant("lmdb_mib_million", 4_310, "MiB", _STORE, "the same on the disk of a node"),
-    Constant("index_gib_million", 1.31, "GiB", _INDEX, "most memory of the process with a million vectors of width 64"),
+    Constant(
+        "index_gib_million",
+        0.88,
+        "GiB",
+        "benchmarks/retrieval-memory_2026-11-30.md",
+        "most memory of a replica while it loads a million users of width 64 and 16 traits",
+    ),
     Constant("gateway_mib", 374, "MiB", _SOAK, "748 for two, after an hour"),
     Constant("stages_mib", 1_765, "MiB", _SOAK, "embedding, segmentation, scoring, retrieval of 5,000 users, refresh"),
     Constant("node_mib", 710, "MiB", _SOAK, "Ray's and HAProxy's own processes of a node"),

@@ -1,8 +1,8 @@
 """Rows on disk -> the matrices that xgboost trains on, never all of them as floats in memory.
 
-Models that look at the same rows and columns share a matrix: it is quantised once (five bytes a value at most, where
-values are missing), file by file, and only labels and weights are exchanged from task to task. Who is not asked by a
-task has weight 0 in it.
+Models that look at the same rows and columns share a matrix: it is quantised once, file by file, into two bytes a value
+(no value is missing in it: scoring.training.MISSING), and only labels and weights are exchanged from task to task. Who
+is not asked by a task has weight 0 in it.
 The bins of a large matrix are those of some of its rows, spread over all files: finding the quantiles of every value
 took two thirds of the time of building a matrix (benchmarks/scores-scale_2026-11-24.md).
 A matrix larger than `max_gib` is kept in pages on disk (ExtMemQuantileDMatrix) and read anew in every round.
@@ -10,22 +10,31 @@ A matrix larger than `max_gib` is kept in pages on disk (ExtMemQuantileDMatrix) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import xgboost
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipelines.score_rows import ModelPlan, Slice, read_rows, slices_of
 from sonder.core.storage import Folder
-from sonder.scoring.training import COMMON
+from sonder.scoring.training import COMMON, fill_missing
 
 GIB = 1 << 30
-BYTES_PER_VALUE = 5  # of the quantised matrix, measured with missing values
+BYTES_PER_VALUE = 3  # of the quantised matrix; 2.3 were measured
 BINNED_ROWS = 200_000  # rows that bins are found on
+BATCH_ROWS = (
+    100_000  # handed over at once, 80 MB of 200 floats: each batch is a page, and pages have a size of their own
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,11 @@ def bins_of(files: RowFiles, num_features: int, *, num_rows: int) -> xgboost.DMa
     every = -(-num_rows // BINNED_ROWS)
     if every <= 1:
         return None
-    return xgboost.QuantileDMatrix(_Files(files, num_features, every=every), max_bin=COMMON["max_bin"])
+    some: list[NDArray[np.float32]] = []  # xgboost would go through all files several times for them
+    rows = _Files(files, num_features, every=every)
+    while rows.next(lambda data: some.append(data)):
+        pass
+    return xgboost.QuantileDMatrix(np.concatenate(some), max_bin=COMMON["max_bin"])
 
 
 def quantised(
@@ -97,8 +110,27 @@ def set_labels(matrix: xgboost.DMatrix, labels_NK: NDArray[np.float64]) -> None:
     matrix.set_info(label=labels if labels.shape[1] > 1 else labels[:, 0], weight=is_asked.astype(np.float32))
 
 
+@contextmanager
+def pages_folder() -> Iterator[Path]:
+    """A folder on the local disk, gone afterwards; those that killed processes left, of many GiB, go first."""
+    home = Path(tempfile.gettempdir()) / f"sonder-matrices-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    for lock_file in home.glob("*.lock"):
+        with suppress(Timeout), FileLock(lock_file, timeout=0):
+            shutil.rmtree(lock_file.with_suffix(""), ignore_errors=True)
+            lock_file.unlink(missing_ok=True)
+    folder = home / uuid4().hex
+    with FileLock(folder.with_suffix(".lock")):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.with_suffix(".lock").unlink(missing_ok=True)
+
+
 class _Files(xgboost.DataIter):  # type: ignore[misc]  # xgboost does not tell its type
-    """Hands the features of one file after another to xgboost; of all rows in a line, each `every`-th."""
+    """Hands the features of some files after others to xgboost; of all rows in a line, each `every`-th."""
 
     def __init__(self, files: RowFiles, num_features: int, *, cache_prefix: str | None = None, every: int = 1) -> None:
         self._files, self._num_features, self._every = files, num_features, every
@@ -107,16 +139,18 @@ class _Files(xgboost.DataIter):  # type: ignore[misc]  # xgboost does not tell i
 
     def next(self, input_data: Callable[..., Any]) -> bool:
         pieces = self._files.pieces
-        while self._place < len(pieces):
+        batch: list[NDArray[np.float32]] = []
+        while self._place < len(pieces) and sum(map(len, batch)) < BATCH_ROWS:
             cut, bucket = pieces[self._place]
             self._place += 1
             features = read_rows(self._files.rows, cut, bucket, ["features"]).features[:, : self._num_features]
             first, self._num_seen = -self._num_seen % self._every, self._num_seen + len(features)
-            features = features[first :: self._every]
-            if len(features):
-                input_data(data=np.ascontiguousarray(features))
-                return True
-        return False
+            batch.append(features[first :: self._every].copy())  # a view would hold the whole file
+        rows = np.concatenate(batch) if batch else np.empty((0, self._num_features), dtype=np.float32)
+        if len(rows):
+            fill_missing(rows)
+            input_data(data=rows)
+        return len(rows) > 0
 
     def reset(self) -> None:
         self._place = self._num_seen = 0

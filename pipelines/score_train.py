@@ -2,14 +2,13 @@
 
 Each worker reads its share of the buckets; xgboost adds the histograms of all workers up. Rank 0 writes
 target/<task>.xgb.json as soon as a task is trained, with target/<task>.search.json beside it; a task whose file exists
-is left out, and within a task a killed run goes on from its last saved rounds (rows/progress). `num_workers=0` runs
+is left out, and within a task a killed run goes on from its last saved rounds (rows/grown). `num_workers=0` runs
 the same loop in this process. The older models of the backtest are trained in the same run, into rows/backtest, with
 the first setting of the search: the settings that later data chose would be news from their future.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +20,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.xgboost import XGBoostTrainer
 
 from pipelines.ray_runtime import cores_of_worker, ensure_ray, train_storage, worker_errors
-from pipelines.score_matrix import RowFiles, bins_of, quantised, set_labels, shared_rows
+from pipelines.score_matrix import RowFiles, bins_of, pages_folder, quantised, set_labels, shared_rows
 from pipelines.score_rows import ModelPlan
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
@@ -115,8 +114,8 @@ class _Loop:
         models = [model for model in models if not self._file(model).exists()]  # after a failure: written before it
         if not models:
             return
-        with tempfile.TemporaryDirectory(prefix="sonder-matrix-") as pages:
-            yield from self._train_on(models, Path(pages))
+        with pages_folder() as pages:
+            yield from self._train_on(models, pages)
 
     def _train_on(self, models: Sequence[ModelPlan], pages: Path) -> Iterator[tuple[str, int]]:
         first = models[0]
@@ -158,7 +157,7 @@ class _Loop:
     def _grow(
         self, model: ModelPlan, number: int, parameters: dict[str, Any], train: xgboost.DMatrix, stop: xgboost.DMatrix
     ) -> Progress:
-        folder = self.rows / "progress" / f"{model.name}.{number}"
+        folder = self.rows / "grown" / f"{model.name}.{number}"
 
         def save(progress: Progress) -> None:
             if self.rank == 0 and progress.booster is not None:

@@ -46,7 +46,7 @@ def test_blocks_and_the_chain_cut_the_tree_that_scipy_builds(seed: int, size: in
 def test_a_user_has_the_same_clusters_in_any_block_although_ties_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(5)
     vectors = np.eye(6, dtype=np.float32)[draw.integers(0, 6, 400)]  # distances are 0 or the root of 2
-    sizes = draw.integers(1, 33, 60)
+    sizes = draw.integers(1, 49, 60)
     users = np.repeat(np.arange(60), sizes)
     items = np.concatenate([np.sort(draw.choice(400, size, replace=False)) for size in sizes])
     for distance in (0.5, np.sqrt(2), 1.6, 2.5):
@@ -55,7 +55,7 @@ def test_a_user_has_the_same_clusters_in_any_block_although_ties_are_many(monkey
             here = users == user
             alone = ward_clusters(np.zeros(sizes[user], np.int64), items[here], vectors, float(distance))
             assert (together[here] - together[here].min()).tolist() == alone.tolist()
-        monkeypatch.setattr(clusters, "BLOCK_PLACES", 32)
+        monkeypatch.setattr(clusters, "BLOCK_PLACES", 48)
         assert np.array_equal(together, ward_clusters(users, items, vectors, float(distance)))
         monkeypatch.undo()
 

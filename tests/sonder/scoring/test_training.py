@@ -22,6 +22,7 @@ from sonder.scoring.training import (
     Trial,
     best_trees,
     choose,
+    fill_missing,
     grow,
     monotone_constraints,
     objective_of,
@@ -121,3 +122,25 @@ def test_a_direction_for_a_family_that_is_not_there_is_refused_with_those_that_a
     task = BUY.model_copy(update={"monotone": {"number of buys": "increasing"}})
     with pytest.raises(ConfigurationError, match="number of 'buy' events"):
         monotone_constraints(task, SPEC)
+
+
+def test_a_missing_value_goes_where_the_number_beyond_all_others_went() -> None:
+    draw = np.random.default_rng(2)
+    days = draw.uniform(0, 90, 4_000).astype(np.float32)
+    days[draw.random(4_000) < 0.3] = np.nan
+    rates = np.where(np.isnan(days), 0.1, np.where(days < 30, 0.8, 0.3))
+    x = np.column_stack([days, draw.random(4_000)]).astype(np.float32)
+    filled = x.copy()
+    fill_missing(filled)
+    assert np.isnan(x).any()
+    assert not np.isnan(filled).any()
+    grown = grow(*matrices(filled, happened(np.log(rates / (1 - rates)))), parameters(BUY))
+    kept = best_trees(grown)
+    assert np.array_equal(kept.inplace_predict(x), kept.inplace_predict(filled))
+    assert grown.booster is not None
+    assert np.array_equal(kept.inplace_predict(filled), grown.booster.inplace_predict(
+        filled, iteration_range=(0, grown.best_round + 1)))  # fmt: skip
+    never, old, new = (kept.inplace_predict(np.array([[value, 0.5]], np.float32))[0] for value in (np.nan, 80.0, 5.0))
+    assert never == pytest.approx(0.1, abs=0.1)
+    assert old == pytest.approx(0.3, abs=0.12)
+    assert new == pytest.approx(0.8, abs=0.15)
