@@ -92,8 +92,8 @@ bench-scale: setup ## builds of 1 and 10 million events: time, memory and bytes 
 bench-trainer-memory: setup $(SCALED) ## memory of a trainer of the encoder, bytes an event; ends in one JSON line
 	$(BIN)/python -m benchmarks.trainer_memory $(SCALED:/releases=)
 
-bench-training-draw: setup ## the encoder trained on draws of the users, Online Retail; ends in one JSON line
-	$(BIN)/python -m benchmarks.training_draw retail $(RETAIL) --seeds 7 8 9
+bench-training-draw: setup $(SERVED) ## the encoder trained on a draw of the users, and others each night; ends in one JSON line
+	$(BIN)/python -m benchmarks.training_draw snapshot $(SERVED:/sonder.yaml=)/workspace --shares 1 0.25 --nights 3 --threads 1
 
 bench-missing-values: setup ## missing values of score rows, learnt directions beside one number; ends in one JSON line
 	$(BIN)/python -m benchmarks.missing_values

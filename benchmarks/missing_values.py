@@ -1,7 +1,7 @@
 """Missing values of score rows: xgboost's learnt directions beside one number beyond all others, on the same rows.
 
     make bench-missing-values
-    python -m benchmarks.missing_values [--rows 250000] [--turns 3]
+    python -m benchmarks.missing_values [--rows 40000] [--turns 3]
 
 Rows of 200 columns as features are: 42 have missing values (2 to 88 % of them: recencies of what never happened), two
 of five are whole numbers. Whether something happened at all, how long ago, and other columns move the label. Trees grow
@@ -74,7 +74,7 @@ def bytes_of_a_value(x: NDArray[np.float32]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=250_000)
+    parser.add_argument("--rows", type=int, default=40_000)
     parser.add_argument("--turns", type=int, default=3)
     asked = parser.parse_args()
     sets = [rows_of(num, seed) for seed, num in enumerate((asked.rows, asked.rows // 2, asked.rows // 2))]

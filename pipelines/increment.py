@@ -45,7 +45,7 @@ from sonder.releases.registry import seal
 
 MODEL_SECTIONS = ("evaluation", "encoder", "interests", "segments", "scores", "scoring", "seed")
 OF_NO_MODEL = {
-    "encoder": {"parent", "num_workers", "max_minutes", "worker_resources"}
+    "encoder": {"parent", "num_workers", "max_minutes", "max_training_events", "worker_resources"}
 }  # how it was trained, not what it is
 MEASURED_ANEW = (
     *("data.", "lifecycle.", "stability.", "forward.", "truth."),

@@ -10,7 +10,6 @@ A matrix larger than `max_gib` is kept in pages on disk (ExtMemQuantileDMatrix) 
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import xgboost
@@ -32,9 +30,8 @@ from sonder.scoring.training import COMMON, fill_missing
 GIB = 1 << 30
 BYTES_PER_VALUE = 3  # of the quantised matrix; 2.3 were measured
 BINNED_ROWS = 200_000  # rows that bins are found on
-BATCH_ROWS = (
-    100_000  # handed over at once, 80 MB of 200 floats: each batch is a page, and pages have a size of their own
-)
+BATCH_ROWS = 100_000  # handed over at once: 80 MB, and a page on disk (small ones double the time of a round)
+_PAGES, _LOCK = "sonder-matrix-", "lock"  # folders of pages, and the file in each that its user has locked
 
 
 @dataclass(frozen=True)
@@ -112,21 +109,16 @@ def set_labels(matrix: xgboost.DMatrix, labels_NK: NDArray[np.float64]) -> None:
 
 @contextmanager
 def pages_folder() -> Iterator[Path]:
-    """A folder on the local disk, gone afterwards; those that killed processes left, of many GiB, go first."""
-    home = Path(tempfile.gettempdir()) / f"sonder-matrices-{os.getuid()}"
-    home.mkdir(mode=0o700, exist_ok=True)
-    for lock_file in home.glob("*.lock"):
-        with suppress(Timeout), FileLock(lock_file, timeout=0):
-            shutil.rmtree(lock_file.with_suffix(""), ignore_errors=True)
-            lock_file.unlink(missing_ok=True)
-    folder = home / uuid4().hex
-    with FileLock(folder.with_suffix(".lock")):
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.with_suffix(".lock").unlink(missing_ok=True)
+    """A folder on the local disk, gone afterwards; those that killed processes left, of many GiB, go first.
+
+    Whoever uses one holds its lock, which ends with the process. A link that somebody put there is not followed.
+    """
+    for lock_file in Path(tempfile.gettempdir()).glob(f"{_PAGES}*/{_LOCK}"):
+        if not lock_file.parent.is_symlink() and not lock_file.is_symlink():
+            with suppress(Timeout, OSError), FileLock(lock_file, timeout=0):
+                shutil.rmtree(lock_file.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PAGES) as folder, FileLock(Path(folder) / _LOCK):
+        yield Path(folder)
 
 
 class _Files(xgboost.DataIter):  # type: ignore[misc]  # xgboost does not tell its type

@@ -80,7 +80,7 @@ def train_encoder(
         ensure_ray()
     workspace = Workspace.at(config.workspace).root.uri  # workers have a working directory of their own
     storage = Workspace.at(workspace).staging("training")
-    share = training_share(config, read_manifest(Workspace.at(workspace).history(snapshot)))
+    share = _training_share(config, read_manifest(Workspace.at(workspace).history(snapshot)))
     if share < 1:
         logger.info(
             "train: more than %d events (encoder.max_training_events): %.1f %% of the users are drawn, others for "
@@ -159,7 +159,7 @@ def _prepare_run(arguments: Mapping[str, Any]) -> tuple[TrainingRun, Limits]:
     manifest = read_manifest(history)
     vocabulary = Vocabulary.load(workspace.items(arguments["snapshot"]))
     buckets = sorted(int(entry["bucket"]) for entry in manifest["buckets"])[peers.rank :: peers.world]
-    share = training_share(config, manifest)
+    share = _training_share(config, manifest)
     parts = [
         draw_users(read_timelines(history, vocabulary, some), share=share, draw=arguments["snapshot"])
         for some in ([[bucket] for bucket in buckets] or [[]])
@@ -189,7 +189,7 @@ def _prepare_run(arguments: Mapping[str, Any]) -> tuple[TrainingRun, Limits]:
     return run, limits
 
 
-def training_share(config: SonderConfig, manifest: Mapping[str, Any]) -> float:
+def _training_share(config: SonderConfig, manifest: Mapping[str, Any]) -> float:
     """Share of the users whose histories a training reads, by the events of the snapshot."""
     num_events = sum(int(entry["events"]) for entry in manifest["buckets"])
     return min(1.0, config.encoder.max_training_events / max(num_events, 1))

@@ -25,25 +25,32 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_are_gone_afterwards_and_those_of_others_stay(tmp_path: Path) -> None:
-    with pages_folder() as first, pages_folder() as second:
+    with pages_folder() as first:
         (first / "page").write_bytes(b"1")
-        assert first.parent == second.parent
-        assert (first / "page").exists()
-        home = first.parent
-    assert list(home.iterdir()) == []
+        with pages_folder() as second:
+            assert first.parent == second.parent == tmp_path
+            assert (first / "page").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_process_left_goes_when_another_one_begins(tmp_path: Path) -> None:
-    with pages_folder() as folder:
-        left = folder.parent / "left"
-    left.mkdir()
-    (left / "train.page").write_bytes(b"1")
-    left.with_suffix(".lock").touch()  # its lock ended with its owner
-    held = folder.parent / "held"
-    held.mkdir()
-    with FileLock(held.with_suffix(".lock")), pages_folder():
+    left, held = tmp_path / "sonder-matrix-left", tmp_path / "sonder-matrix-held"
+    for folder in (left, held):
+        folder.mkdir()
+        (folder / "train.page").write_bytes(b"1")
+        (folder / "lock").touch()  # its lock ends with its owner
+    with FileLock(held / "lock"), pages_folder():
         assert not left.exists()
-        assert held.exists()
+        assert (held / "train.page").exists()
+
+
+def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lock").touch()
+    (tmp_path / "sonder-matrix-trap").symlink_to(elsewhere)
+    with pages_folder():
+        assert (elsewhere / "lock").exists()
 
 
 def test_small_files_are_handed_over_together_and_nothing_is_missing_in_them(

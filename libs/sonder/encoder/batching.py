@@ -47,7 +47,7 @@ class Tokens:
         return np.diff(self.offsets)
 
     @classmethod
-    def joined(cls, parts: Iterable[Tokens]) -> Tokens:
+    def concat(cls, parts: Iterable[Tokens]) -> Tokens:
         """Of disjoint sets of users, in their order; no part is held longer than until its columns are joined."""
         lengths: list[NDArray[np.int64]] = []
         pieces: dict[str, list[NDArray[Any]]] = {field.name: [] for field in fields(cls) if field.name != "offsets"}

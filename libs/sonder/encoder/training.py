@@ -93,7 +93,7 @@ class TrainingRun:
                 validations.append(holdout.validation)
                 yield tokenise(holdout.visible, spec)
 
-        self.tokens = Tokens.joined(read())
+        self.tokens = Tokens.concat(read())
         give_back()
         self.goals: Goals = set_goals(self.tokens, spec)
         self.unwanted: Goals | None = set_goals(self.tokens, spec, unwanted=True) if spec.has_unwanted else None

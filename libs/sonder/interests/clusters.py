@@ -96,13 +96,9 @@ def merge_many(squared_Bnn: NDArray[np.float64], merge_distance: float) -> NDArr
         between_B = squared_Bnn[rows_B, kept_B, gone_B]
         is_within = between_B <= cut
         if not is_within.all():
-            at_B, kept_B, gone_B, between_B = (
-                at_B[is_within],
-                kept_B[is_within],
-                gone_B[is_within],
-                between_B[is_within],
-            )
-            squared_Bnn, sizes_Bn, rows_B = squared_Bnn[is_within], sizes_Bn[is_within], np.arange(len(at_B))
+            at_B, kept_B, gone_B = at_B[is_within], kept_B[is_within], gone_B[is_within]
+            between_B, squared_Bnn, sizes_Bn = between_B[is_within], squared_Bnn[is_within], sizes_Bn[is_within]
+            rows_B = np.arange(len(at_B))
         if len(at_B) == 0:
             return roots_Bn
         ours_B1, theirs_B1 = sizes_Bn[rows_B, kept_B][:, None], sizes_Bn[rows_B, gone_B][:, None]

@@ -151,11 +151,20 @@ def _trained(vectors_ND: NDArray[np.float32], seed: int) -> faiss.IndexIVFScalar
     index.cp.niter, index.cp.seed, index.cp.max_points_per_centroid = 10, seed, _TRAINING_POINTS
     index.train(vectors_ND)
     index.add(vectors_ND)
-    # Cells grow by doubling, and half of that room stays empty. What is read from a file has the size it needs.
-    with tempfile.NamedTemporaryFile(prefix="sonder-index-") as file:
-        faiss.write_index(index, file.name)
-        del index
-        return faiss.read_index(file.name)
+    return _without_room(index)
+
+
+def _without_room(index: faiss.IndexIVFScalarQuantizer) -> faiss.IndexIVFScalarQuantizer:
+    """Cells grow by doubling, and half of that room stays empty; what is read from a file has the size it needs.
+
+    A full disk costs the room and nothing else.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix="sonder-index-") as file:
+            faiss.write_index(index, file.name)
+            return faiss.read_index(file.name)
+    except (OSError, RuntimeError):
+        return index
 
 
 def _exact(

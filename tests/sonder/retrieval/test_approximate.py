@@ -94,3 +94,16 @@ def test_no_item_of_the_own_history_is_an_answer() -> None:
 
 def test_recall_counts_what_was_found_in_any_order() -> None:
     assert recall(np.array([[3, 1, -1]], np.int32), np.array([[1, 2, 3]], np.int32)) == pytest.approx(2 / 3)
+
+
+def test_a_full_disk_while_the_index_is_built_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, asked = clustered(NUM, 2), clustered(50, 4)
+    expected = VectorIndex(vectors, clustered(100, 3)).search(asked, 10)
+
+    def full(index: object, name: str) -> None:
+        raise RuntimeError("Error in faiss: could not write: No space left on device")
+
+    monkeypatch.setattr("faiss.write_index", full)
+    found = VectorIndex(vectors, clustered(100, 3)).search(asked, 10)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
