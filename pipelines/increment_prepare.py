@@ -39,6 +39,7 @@ from pipelines.prepare_tasks import (
     event_form,
     read_counts,
     read_part,
+    rows_of,
     write_bucket,
 )
 from pipelines.prepare_users import make_user_table
@@ -121,7 +122,7 @@ def _shuffle(delivery: Delivery, staging: Folder) -> list[int]:
                     batch_format="pyarrow",
                 )
             )
-            buckets = sorted(int(row[BUCKET]) for row in written.take_all())
+            buckets = sorted(int(row[BUCKET]) for row in rows_of(written))
     assert len(set(buckets)) == len(buckets), "the shuffle cut a bucket in two"
     done.write_json(buckets)
     return buckets

@@ -29,6 +29,7 @@ from pipelines.prepare_tasks import (
     bound_shuffle,
     read_counts,
     read_part,
+    rows_of,
     write_bucket,
 )
 from pipelines.prepare_users import make_user_table
@@ -136,7 +137,7 @@ def _make_history(plan: Plan, staging: Folder) -> list[dict[str, Any]]:
                 batch_format="pyarrow",
             )
         )
-        rows = assembled.take_all()
+        rows = rows_of(assembled)
     done = {int(row[BUCKET]): row for row in rows}
     if len(done) != len(rows):
         raise DataError("The shuffle cut a bucket in two", expected="whole buckets in every partition")

@@ -55,6 +55,16 @@ def bound_shuffle() -> None:
     context.enable_progress_bars = sys.stderr.isatty()
 
 
+def rows_of(shuffled: ray.data.Dataset) -> list[dict[str, Any]]:
+    """All rows of a dataset that ends in a shuffle; few, they are counts of files that its tasks wrote.
+
+    `take_all` alone asks for statistics once the first row is there, which walks the tasks of the shuffle while Ray's
+    own thread adds to and takes from them: now and then "dictionary changed size during iteration" and a lost run (Ray
+    2.60). `materialize` asks when all have ended.
+    """
+    return list(shuffled.materialize().take_all())
+
+
 def read_part(
     rows: pa.Table,
     *,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from pipelines.prepare_tasks import BUCKET, SPLIT, bound_shuffle
+from pipelines.prepare_tasks import BUCKET, SPLIT, bound_shuffle, rows_of
 from pipelines.ray_runtime import BEFORE_A_SHUFFLE, ensure_ray, worker_errors
 from sonder.core.errors import DataError
 from sonder.core.ids import bucket_of
@@ -94,7 +94,7 @@ def _shuffle(
                 batch_size=None,  # a whole partition: a bucket must not be cut
                 batch_format="pyarrow",
             )
-            rows = written.take_all()
+            rows = rows_of(written)
     done = {int(row[BUCKET]): row for row in rows}
     if len(done) != len(rows):
         raise DataError("The shuffle cut a bucket in two", expected="whole buckets in every partition")
