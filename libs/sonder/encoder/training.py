@@ -106,8 +106,8 @@ class TrainingRun:
             raise DataError(
                 "A training worker has no wanted event to learn from",
                 expected="at least one wanted event before the cutoff for each worker",
-                do="Check evaluation.test_days and events.action_weights; give each worker a bucket by raising "
-                "prepare.num_buckets or lowering encoder.num_workers.",
+                do="Check evaluation.test_days, events.action_weights and encoder.max_training_events; give each "
+                "worker a bucket by raising prepare.num_buckets or lowering encoder.num_workers.",
             )
         self.trend = self._trend(target_counts_I)
         self.log_shares_PI = torch.from_numpy(self.trend.log_shares_PI)
