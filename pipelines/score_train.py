@@ -18,6 +18,7 @@ import ray.train
 import xgboost
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.xgboost import XGBoostTrainer
+from threadpoolctl import threadpool_limits
 
 from pipelines.ray_runtime import cores_of_worker, ensure_ray, train_storage, worker_errors
 from pipelines.score_matrix import RowFiles, bins_of, pages_folder, quantised, set_labels, shared_rows
@@ -95,7 +96,11 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     loop = _Loop(arguments, rank=rank, world=world)
     models = [ModelPlan.from_dict(model) for model in arguments["models"]]
-    with telemetry.worker_span("train scores worker", arguments["trace"], rank=rank, models=len(models)):
+    # Ray sets OMP_NUM_THREADS to the CPUs that it reserves for a worker, one; xgboost takes no more
+    with (
+        threadpool_limits(cores_of_worker(), user_api="openmp"),
+        telemetry.worker_span("train scores worker", arguments["trace"], rank=rank, models=len(models)),
+    ):
         for _, group in groupby(sorted(models, key=shared_rows), key=shared_rows):
             for name, rounds in loop.train_group(list(group)):
                 ray.train.report({"model": name, "rounds": rounds})
