@@ -98,6 +98,9 @@ bench-training-draw: setup $(SERVED) ## the encoder trained on a draw of the use
 bench-missing-values: setup ## missing values of score rows, learnt directions beside one number; ends in one JSON line
 	$(BIN)/python -m benchmarks.missing_values
 
+bench-rising-vectors: setup $(SCALED) ## vectors at the cutoffs of score rows, everybody beside who has wished for more; ends in one JSON line
+	$(BIN)/python -m benchmarks.rising_vectors $(SCALED:/releases=)
+
 bench-retrieval-memory: setup $(SCALED) ## memory of a retrieval replica with a million users; ends in one JSON line
 	$(BIN)/python -m benchmarks.retrieval_memory $(SCALED:/releases=)
 

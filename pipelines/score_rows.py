@@ -28,7 +28,7 @@ from sonder.core.ids import unit_interval
 from sonder.core.score_config import ScoreTask
 from sonder.core.storage import Folder
 from sonder.encoder.artefact import Encoder, load_encoder
-from sonder.encoder.inference import embed_users
+from sonder.encoder.inference import RisingVectors, embed_users
 from sonder.history.snapshot import read_timelines
 from sonder.history.timelines import MICROSECONDS_PER_DAY, Timelines
 from sonder.history.vocabulary import Vocabulary
@@ -179,8 +179,10 @@ class ScoreRowsBucket:
             counts: dict[str, Any] = done.read_json()
             return counts
         timelines = self._sampled(read_timelines(self.history, self.vocabulary, [bucket]))
+        vectors = RisingVectors(self.encoder, timelines)
         for cutoff_us in sorted({cutoff for model in self.models for cutoff in model.plan.all_us}):
-            part_file(self.target / f"cutoff={cutoff_us}", bucket).write_table(self._rows(timelines, cutoff_us))
+            rows = self._rows(timelines, vectors, cutoff_us)
+            part_file(self.target / f"cutoff={cutoff_us}", bucket).write_table(rows)
         counts = {model.name: {part: self._count(model, part, bucket) for part in PARTS} for model in self.models}
         done.write_json(counts)
         return counts
@@ -190,13 +192,15 @@ class ScoreRowsBucket:
             return timelines
         return timelines.take(np.flatnonzero(draws_of(timelines.user_ids, SAMPLE_KEY) < self.share))
 
-    def _rows(self, timelines: Timelines, cutoff_us: int) -> pa.Table:
-        known = timelines.take(np.flatnonzero(timelines.before(cutoff_us).lengths > 0))
+    def _rows(self, timelines: Timelines, vectors: RisingVectors, cutoff_us: int) -> pa.Table:
+        has_begun = np.flatnonzero(timelines.before(cutoff_us).lengths > 0)
+        known = timelines.take(has_begun)
         history = known.before(cutoff_us)
         asked = {model.column: model for model in self.models if cutoff_us in model.plan.all_us}
         width = max(m.spec.num_features for m in self.models if cutoff_us in m.plan.all_us)
-        features = features_at(self.features[width], self.encoder, history, cutoff_us)
-        assert features is not None
+        reader = self.features[width]
+        vectors_UD = vectors.at(cutoff_us)[has_begun] if reader.needs_vectors else None
+        features = reader.compute(history, vectors_UD, as_of_us=cutoff_us)
         first_us = known.times_us[known.offsets[:-1]]
         columns: dict[str, pa.Array] = {
             "user_id": known.user_ids,

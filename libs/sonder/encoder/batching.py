@@ -85,10 +85,20 @@ class Segments:
         return self.stops - self.starts
 
 
+def wishes_of(timelines: Timelines, spec: EncoderSpec) -> Timelines:
+    """The events that carry a wish: what an encoder reads."""
+    return timelines.keep(_weights(timelines, spec) != 0)
+
+
+def _weights(timelines: Timelines, spec: EncoderSpec) -> NDArray[np.float32]:
+    """Weight of each event [N]."""
+    weights = np.asarray([*spec.action_weights, 0.0], dtype=np.float32)  # index -1, unknown, reads the last
+    return weights[timelines.actions]
+
+
 def tokenise(timelines: Timelines, spec: EncoderSpec) -> Tokens:
     """Keep the events that carry a wish and translate them into table rows."""
-    weights = np.asarray([*spec.action_weights, 0.0], dtype=np.float32)  # index -1, unknown, reads the last
-    events = timelines.keep(weights[timelines.actions] != 0)
+    events = wishes_of(timelines, spec)
     items = np.where((events.items < 0) | (events.items >= spec.num_items), spec.num_items, events.items)
     surfaces = np.where(events.surfaces < 0, spec.num_surfaces, events.surfaces)
     return Tokens(
@@ -101,7 +111,7 @@ def tokenise(timelines: Timelines, spec: EncoderSpec) -> Tokens:
         ages=np.minimum(age_classes(events), spec.oldest_age).astype(np.uint8),
         values=_value_classes(events.values),
         times_us=events.times_us,
-        is_wanted=(weights[events.actions] > 0) & (items < spec.num_items),
+        is_wanted=(_weights(events, spec) > 0) & (items < spec.num_items),
     )
 
 

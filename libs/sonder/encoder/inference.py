@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonder.encoder.artefact import Encoder
-from sonder.encoder.batching import Tokens, newest_segments, tokenise
+from sonder.encoder.batching import Tokens, newest_segments, tokenise, wishes_of
 from sonder.encoder.newest import Flat, NewestStates
 from sonder.encoder.specification import EncoderSpec
 from sonder.history.timelines import Timelines
@@ -30,6 +30,28 @@ def embed_users(encoder: Encoder, timelines: Timelines, *, as_of_us: int) -> NDA
     known = np.concatenate(([0], np.cumsum(counts)))
     vectors_UD[known[tokens.offsets[1:]] == known[tokens.offsets[:-1]]] = 0
     return vectors_UD
+
+
+class RisingVectors:
+    """Vectors of the same users at moments that rise: who has wished for nothing since the last one keeps theirs.
+
+    At each moment what `embed_users` gives, but for the last bits: users are batched in other company.
+    """
+
+    def __init__(self, encoder: Encoder, timelines: Timelines) -> None:
+        self._encoder = encoder
+        self._wishes = wishes_of(timelines, encoder.spec)
+        self._num_read_U = np.zeros(len(timelines.user_ids), dtype=np.int64)
+        self._vectors_UD = np.zeros((len(timelines.user_ids), encoder.spec.dim), dtype=np.float32)
+
+    def at(self, as_of_us: int) -> NDArray[np.float32]:
+        """Vectors [U, D] from the events strictly before `as_of_us`, overwritten by the next call."""
+        known = self._wishes.before(as_of_us)
+        assert np.all(known.lengths >= self._num_read_U), "moments must rise"
+        newer = np.flatnonzero(known.lengths > self._num_read_U)
+        self._vectors_UD[newer] = embed_users(self._encoder, known.take(newer), as_of_us=as_of_us)
+        self._num_read_U = known.lengths
+        return self._vectors_UD
 
 
 def embed_tokens(states: NewestStates, spec: EncoderSpec, tokens: Tokens) -> NDArray[np.float32]:

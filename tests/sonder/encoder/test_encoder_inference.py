@@ -11,9 +11,10 @@ from safetensors.torch import load, save
 
 from sonder.core.errors import ArtefactMismatch
 from sonder.core.storage import Folder
+from sonder.encoder import inference
 from sonder.encoder.artefact import Encoder, load_encoder, save_encoder
 from sonder.encoder.content import ContentShape, ItemContent
-from sonder.encoder.inference import embed_users
+from sonder.encoder.inference import RisingVectors, embed_users
 from sonder.encoder.model import UserEncoder
 
 END = 10**12
@@ -55,6 +56,36 @@ def test_events_at_or_after_the_moment_are_not_read(encoder, make_timelines):
         embed_users(encoder, longer, as_of_us=as_of_us), embed_users(encoder, short, as_of_us=as_of_us)
     )
     assert not np.allclose(embed_users(encoder, longer, as_of_us=END), embed_users(encoder, short, as_of_us=END))
+
+
+def test_vectors_at_rising_moments_are_those_of_each_moment(encoder, histories):
+    rising = RisingVectors(encoder, histories)
+    for minutes in (0, 3, 8, 8, 17, 40):
+        as_of_us = minutes * 60 * 10**6
+        np.testing.assert_allclose(rising.at(as_of_us), embed_users(encoder, histories, as_of_us=as_of_us), atol=1e-5)
+
+
+def test_who_has_wished_for_nothing_since_is_not_embedded_again(encoder, make_timelines, monkeypatch):
+    hour = 3_600
+    # a wish later, an impression later, nothing later, first seen later
+    timelines = make_timelines(
+        [[1, 2], [3, 4], [5], [6]],
+        actions=[[0, 0], [0, 2], [0], [0]],
+        times_s=[[0, hour], [0, hour], [0], [hour]],
+    )
+    embedded = []
+
+    def watched(encoder, timelines, *, as_of_us):
+        embedded.append(timelines.user_ids.to_pylist())
+        return embed_users(encoder, timelines, as_of_us=as_of_us)
+
+    monkeypatch.setattr(inference, "embed_users", watched)
+    rising = RisingVectors(encoder, timelines)
+    rising.at(hour * 10**6)
+    rising.at(2 * hour * 10**6)
+    assert embedded == [["user-0", "user-1", "user-2"], ["user-0", "user-3"]]
+    with pytest.raises(AssertionError, match="rise"):
+        rising.at(hour * 10**6)
 
 
 def test_only_the_newest_events_are_read(encoder, make_timelines):
