@@ -27,6 +27,7 @@ from sonder.retrieval.diversity import POOL, diversify
 from sonder.retrieval.exact import Found
 from sonder.retrieval.several import Queries, several_items
 from sonder.segments.lookalike import LEAST_SEEDS, MAX_BACKGROUND, fit_lookalike
+from sonder.segments.lookalike_ranking import most_alike
 
 Row = TypeVar("Row")
 FoundItem = tuple[str, str | None, str | None, float]  # item_id, title, category, score
@@ -77,18 +78,15 @@ class Nearest:
         draw = np.random.default_rng(_SEED)
         background = np.sort(draw.choice(others, min(MAX_BACKGROUND, len(others)), replace=False))
         fitted = fit_lookalike(self._people.take(seeds), self._people.take(background), seed=_SEED)
-        similarity = np.concatenate([fitted.similarity(part) for part in self._people.parts()])
         is_out = is_seed | pc.is_in(self._user_ids, value_set=pa.array(exclude_ids, USER_ID_TYPE)).to_numpy(False)
-        similarity[is_out] = -np.inf
-        num_ranked = int(np.sum(~is_out))
-        best = np.argsort(-similarity, kind="stable")[: min(size, num_ranked)]
+        best, similarity = most_alike(fitted, self._people, is_out, size)
         ids = self._user_ids.take(pa.array(best)).to_pylist()
         return {
             "seeds": counts,
-            "ranked_users": num_ranked,
+            "ranked_users": int(np.sum(~is_out)),
             "other_users": len(others),
             "held_out_auc": fitted.held_out_auc,
-            "audience": list(zip(ids, similarity[best].tolist(), strict=True)),
+            "audience": list(zip(ids, similarity.tolist(), strict=True)),
         }
 
     def recommend(

@@ -15,4 +15,5 @@ overview     all of these of one log, from counts that add over users
 rules        the language of audience rules: read, checked, evaluated over tables and over one user
 audiences    versioned definitions of audiences, and who has been in them from when to when
 lookalike    from seeds to how similar anybody is: seed_density and seed_classifier, combined and calibrated
+lookalike_ranking  the most similar out of millions: a coarse score of everybody, the exact one of who may be among them
 """
