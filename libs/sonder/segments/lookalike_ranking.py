@@ -21,7 +21,7 @@ from sklearn.cluster import KMeans
 from sonder.segments.lookalike import Lookalike, People
 from sonder.segments.seed_density import SeedDensity, Sphere
 
-NUM_GROUPS = 64
+NUM_GROUPS = 256
 POOL = 8
 MIN_EXACT = 1 << 17
 _CHUNK = 4_096  # users scored together: their cosines stay in the processor's cache
