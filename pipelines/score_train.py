@@ -96,7 +96,7 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     loop = _Loop(arguments, rank=rank, world=world)
     models = [ModelPlan.from_dict(model) for model in arguments["models"]]
-    # Ray sets OMP_NUM_THREADS to the CPUs that it reserves for a worker, one; xgboost takes no more
+    # Ray sets OMP_NUM_THREADS to the CPUs that it reserves for a worker, one, and xgboost obeys that beside `nthread`.
     with (
         threadpool_limits(cores_of_worker(), user_api="openmp"),
         telemetry.worker_span("train scores worker", arguments["trace"], rank=rank, models=len(models)),

@@ -153,6 +153,7 @@ ENVIRONMENTS = """
 import json
 import pyarrow as pa
 import ray.data
+from pipelines.prepare_tasks import rows_of
 from pipelines.ray_runtime import BEFORE_A_SHUFFLE, WORKER_ENV, ensure_ray
 
 def named(column):
@@ -167,7 +168,7 @@ write = lambda table: named("written")(table)
 rows = ray.data.from_items([{"key": key} for key in range(4)]).map_batches(
     read, batch_format="pyarrow", runtime_env=BEFORE_A_SHUFFLE
 )
-written = rows.repartition(2, keys=["key"]).map_batches(write, batch_format="pyarrow", batch_size=None).take_all()
+written = rows_of(rows.repartition(2, keys=["key"]).map_batches(write, batch_format="pyarrow", batch_size=None))
 print(json.dumps(sorted({row[name] for row in written for name in ("read", "written")})))
 """
 

@@ -61,3 +61,13 @@ def test_as_many_groups_as_kernels_are_the_density_itself(crowd: People, fitted:
 def test_nobody_is_left(crowd: People, fitted: Lookalike) -> None:
     rows, similarity = most_alike(fitted, crowd, np.ones(NUM, dtype=bool), ANSWERS)
     assert (len(rows), len(similarity)) == (0, 0)
+
+
+def test_seeds_that_stand_in_few_places_weigh_what_they_are(crowd: People, fitted: Lookalike) -> None:
+    whole = fitted.density
+    often = SeedDensity(
+        whole.sphere, np.repeat(whole.seeds_SM[:3], [300, 90, 10], axis=0), whole.background_BM[:50], 16.0
+    )
+    vectors_ND, features_NF = crowd.vectors_ND[5_000:6_000], crowd.features_NF[5_000:6_000]
+    coarse = CoarseDensity.of(often).score(vectors_ND, features_NF)
+    assert coarse == pytest.approx(often.score(vectors_ND, features_NF), abs=1e-4)
