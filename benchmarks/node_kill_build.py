@@ -61,7 +61,7 @@ MOMENTS = (
     ),
     Moment(
         "scores",
-        "build-*/release/scores/training/progress/*",
+        "build-*/release/scores/training/grown/*",
         f"{STEP}/score.json",
         title="ray::RayTrainWorker",
         how="SIGKILL",

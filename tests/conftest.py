@@ -47,8 +47,13 @@ hypothesis.settings.load_profile("sonder")
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray of four logical CPUs; tests that use it carry the mark `ray`."""
+    """One Ray of four logical CPUs, its workers as `ensure_ray` asks for them; tests that use it carry the mark `ray`.
+
+    With workers of another environment every Ray Data job would start its own: seconds for each of hundreds.
+    """
     import ray
+
+    from pipelines.ray_runtime import WORKER_ENV
 
     if os.environ.get("RAY_ADDRESS"):
         pytest.fail("RAY_ADDRESS is set; the tests start a Ray of their own and must not touch yours. Unset it.")
@@ -60,6 +65,8 @@ def ray_session() -> Iterator[None]:
             object_store_memory=400_000_000,
             _temp_dir=temp,
             _node_ip_address="127.0.0.1",
+            runtime_env={"env_vars": WORKER_ENV},
+            _system_config={"prestart_worker_first_driver": False},
         )
         yield
         ray.shutdown()
