@@ -98,6 +98,9 @@ bench-training-draw: setup $(SERVED) ## the encoder trained on a draw of the use
 bench-missing-values: setup ## missing values of score rows, learnt directions beside one number; ends in one JSON line
 	$(BIN)/python -m benchmarks.missing_values
 
+bench-head-rounds: setup $(SERVED) $(SCALED) ## when a score head stops growing, by the least gain asked of its rounds; ends in one JSON line
+	$(BIN)/python -m benchmarks.head_rounds $(SERVED) $(SCALED:/workspace/releases=/sonder.yaml) --out .bench/heads
+
 bench-rising-vectors: setup $(SCALED) ## vectors at the cutoffs of score rows, everybody beside who has wished for more; ends in one JSON line
 	$(BIN)/python -m benchmarks.rising_vectors $(SCALED:/releases=)
 

@@ -5,7 +5,9 @@ Tweedie (power 1.5: a mass at 0 and a skewed amount above it) for values. Classe
 that would move every probability away from the frequency it must equal, and the hessian already says how much a leaf
 of rare positives knows (min_child_weight is in its units).
 Search: the first `trials` of TRIALS, each stopped where its loss on `stop` rows (users of a later time, not calibrated
-or tested on) has not improved for PATIENCE rounds; the least loss wins, of equals the earlier.
+or tested on) fell in PATIENCE rounds by no more than LEAST_GAIN of all that it fell since the first; the least loss
+wins, of equals the earlier. With millions of rows a loss falls by a millionth for hundreds of rounds
+(benchmarks/head-rounds_2026-11-30.md).
 Missing values: while trees are grown one is MISSING, beyond all others ("never" beyond any "long ago"), and in the
 trees that are kept it goes where MISSING went. xgboost's own way, a direction learnt at every split, takes 3.5 times as
 long and 2 to 6 times the memory, for the same losses (benchmarks/missing-values_2026-11-30.md).
@@ -32,6 +34,7 @@ from sonder.scoring.specification import FeatureSpec
 
 MAX_ROUNDS = 1_000
 PATIENCE = 40
+LEAST_GAIN = 0.003
 SAVE_EVERY = 50
 TWEEDIE_POWER = 1.5
 MISSING = np.float32(1e30)
@@ -71,7 +74,11 @@ class Progress:
 
     @property
     def is_done(self) -> bool:
-        return len(self.losses) >= MAX_ROUNDS or len(self.losses) - 1 - self.best_round >= PATIENCE
+        """Whether the last PATIENCE rounds brought no more than LEAST_GAIN of the whole fall, or there are enough."""
+        if len(self.losses) <= PATIENCE:
+            return False
+        best, before = min(self.losses), min(self.losses[:-PATIENCE])
+        return len(self.losses) >= MAX_ROUNDS or before - best <= LEAST_GAIN * (self.losses[0] - best)
 
 
 NOTHING_YET = Progress(None, ())
@@ -120,11 +127,11 @@ def grow(
     start: Progress = NOTHING_YET,
     save: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Boost until the loss on `stop` has not improved for PATIENCE rounds, from `start` on."""
+    """Boost until the loss on `stop` hardly falls any more (`Progress.is_done`), from `start` on."""
     booster = start.booster if start.booster is not None else xgboost.Booster(dict(parameters), [train, stop])
     booster.set_param(dict(parameters))
     losses = list(start.losses)
-    while not (losses and Progress(booster, tuple(losses)).is_done):
+    while not Progress(booster, tuple(losses)).is_done:
         booster.update(train, len(losses))
         losses.append(float(str(booster.eval(stop, "stop")).rsplit(":", 1)[1]))
         if len(losses) % SAVE_EVERY == 0:

@@ -15,6 +15,8 @@ from sonder.core.score_config import ScoreTask
 from sonder.scoring.specification import FeatureSpec
 from sonder.scoring.training import (
     COMMON,
+    LEAST_GAIN,
+    MAX_ROUNDS,
     PATIENCE,
     SAVE_EVERY,
     TRIALS,
@@ -53,9 +55,25 @@ def happened(logits: NDArray[Any], seed: int = 1) -> NDArray[np.bool_]:
 def test_boosting_ends_when_later_time_says_so_and_keeps_the_best_trees() -> None:
     x = features(1000)
     grown = grow(*matrices(x, happened(x[:, 0])), parameters(BUY))
-    assert len(grown.losses) == grown.best_round + 1 + PATIENCE
+    assert grown.is_done
+    assert PATIENCE < len(grown.losses) <= grown.best_round + 1 + PATIENCE
     assert grown.losses[grown.best_round] == min(grown.losses)
     assert best_trees(grown).num_boosted_rounds() == grown.best_round + 1
+
+
+def first_end(losses: NDArray[np.float64]) -> int:
+    return next(end for end in range(len(losses) + 1) if Progress(None, tuple(losses[:end])).is_done)
+
+
+def test_rounds_that_bring_next_to_nothing_are_the_last_whatever_a_loss_is_measured_in() -> None:
+    """Each 20 rounds take half of what is left: the last PATIENCE, 40, took three times of it. A Poisson loss may lie
+    below 0, and one of amounts is in any currency."""
+    falling = 0.4 + 0.3 * 0.5 ** (np.arange(MAX_ROUNDS) / 20)
+    end = first_end(falling)
+    assert end == pytest.approx(20 * np.log2(3 / LEAST_GAIN), abs=2)
+    assert first_end(1000 * falling - 900) == end
+    assert first_end(np.full(MAX_ROUNDS, 0.5)) == PATIENCE + 1
+    assert first_end(np.linspace(0.9, 0.1, MAX_ROUNDS + 9)) == MAX_ROUNDS
 
 
 def test_a_run_that_goes_on_from_any_save_ends_with_the_same_trees() -> None:
