@@ -96,11 +96,11 @@ def prepare(config: SonderConfig) -> str:
         counts.update(snapshot=plan.snapshot, files=len(plan.inputs), splits=len(plan.splits), buckets=plan.num_buckets)
     workspace = Workspace.at(config.workspace)
     final = workspace.history(plan.snapshot)
+    staging = workspace.staging(f"prepare-{plan.snapshot}")
+    staging.remove()  # left by a run that was killed, or by a last task of it after the next run had ended
     if final.is_published():
         logger.info("prepare: already prepared, %s", final)
         return plan.snapshot
-    staging = workspace.staging(f"prepare-{plan.snapshot}")
-    staging.remove()  # left by a run that was killed
     with stage("prepare.history") as counts:
         buckets = _make_history(plan, staging)
         totals = _add_up(staging, buckets)

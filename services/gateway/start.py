@@ -30,6 +30,7 @@ from sonder.core.workspace import Workspace
 from sonder.releases.artefacts import Release, served_release
 
 APPLICATION = "sonder"
+MOST_SHOWN = 300  # characters of an answer, in an error
 
 
 def serve_forever(
@@ -137,7 +138,7 @@ def started(
         ray = _joined_ray() if joins else _local_ray(Path(folder))
         with ray, _application(args, host, port, owns_serve=not joins):
             url = f"http://{host}:{port}"
-            _wait_until_ready(url)
+            wait_until_ready(url)
             yield url
 
 
@@ -232,19 +233,22 @@ def _is_connected() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def _wait_until_ready(url: str, timeout_s: float = 60.0) -> None:
+def wait_until_ready(url: str, timeout_s: float = 60.0) -> None:
     """The proxy learns of new routes a moment after the deployments are healthy."""
-    waiting = threading.Event()
+    waiting, found = threading.Event(), ""
     with httpx.Client(base_url=url, timeout=5.0, trust_env=False) as http:  # no HTTP_PROXY leads to loopback
         for _ in range(int(timeout_s / 0.25)):
             try:
-                if http.get("/readyz").status_code == 200:
+                answer = http.get("/readyz")
+            except httpx.TransportError as error:
+                found = f"{type(error).__name__}: {error}"
+            else:
+                if answer.status_code == 200:
                     return
-            except httpx.TransportError:
-                pass
+                found = f"{answer.status_code} {answer.text[:MOST_SHOWN]}"
             waiting.wait(0.25)
     raise NotReady(
-        f"{url}/readyz did not answer within {timeout_s:.0f} s",
+        f"{url}/readyz was not ready within {timeout_s:.0f} s, last: {found}",
         do="Look at the logs of Serve, in the session folder of Ray under logs/serve.",
     )
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import pipelines.prepare
+from benchmarks.processes import title_of, with_descendants
 from pipelines.prepare import prepare
 from pipelines.prepare_plan import derive_num_buckets
 from pipelines.prepare_tasks import read_block
@@ -330,6 +331,18 @@ def test_a_killed_prepare_leaves_nothing_half_visible_and_the_next_one_completes
     assert all_bytes(tmp_path / "w") == all_bytes(tmp_path / "whole")
 
 
+@pytest.mark.ray
+def test_what_a_killed_run_still_wrote_after_the_next_one_had_ended_goes_with_the_one_after_that(
+    ray_session: None, tmp_path: Path
+) -> None:
+    config = configure(write_files(tmp_path / "log", random_log(50)), tmp_path / "w")
+    snapshot = prepare(config)
+    staging = Workspace.at(config.workspace).staging(f"prepare-{snapshot}")
+    (staging / "scratch" / "read-000001.json").write_json({})
+    assert prepare(config) == snapshot
+    assert staging.files() == []
+
+
 def sonder_prepare(config_file: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pipelines.cli", "prepare", "--config", str(config_file)]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -342,8 +355,13 @@ def kill_when(process: subprocess.Popen[str], staging: Path, appears: str) -> No
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)  # the job needs the core that asking without a pause would take
+    everybody = with_descendants({process.pid})
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()  # the pipes close with the last of its processes
+    process.communicate()
+    # Ray's workers are in process groups of their own: they end what they do, and then with their raylet.
+    while any(title_of(pid) for pid in everybody):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # -- the plan ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ import pytest
 
 from services.gateway.app import STAGES
 from services.gateway.proxy import LOOPBACK, free_ports
-from services.gateway.start import started
+from services.gateway.start import started, wait_until_ready
 from sonder.client import Client
-from sonder.core.errors import ConfigurationError
+from sonder.core.errors import ConfigurationError, NotReady
 
 if TYPE_CHECKING:
     from conftest import TinyRelease
@@ -219,3 +220,23 @@ def test_a_termination_while_it_starts_ends_what_was_started(launch: Callable[[]
     assert running.process.wait(timeout=120) == 128 + signal.SIGTERM
     eventually(lambda: running.members() == {}, "no process left")
     assert [path for path in running.scratch.iterdir() if path.name.startswith("sonder-")] == []
+
+
+def test_where_nothing_becomes_ready_what_was_found_last_is_told() -> None:
+    class Loading(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b"the store is of another release")
+
+        def log_message(self, *_: object) -> None:
+            """Not into the output of the tests."""
+
+    with HTTPServer((LOOPBACK, 0), Loading) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://{LOOPBACK}:{server.server_port}"
+        with pytest.raises(NotReady, match=r"not ready within 1 s, last: 503 the store is of another release"):
+            wait_until_ready(url, timeout_s=1.0)
+        server.shutdown()
+    with pytest.raises(NotReady, match=r"not ready within 1 s, last: ConnectError: "):
+        wait_until_ready(url, timeout_s=1.0)
