@@ -101,6 +101,9 @@ bench-missing-values: setup ## missing values of score rows, learnt directions b
 bench-head-rounds: setup $(SERVED) $(SCALED) ## when a score head stops growing, by the least gain asked of its rounds; ends in one JSON line
 	$(BIN)/python -m benchmarks.head_rounds $(SERVED) $(SCALED:/workspace/releases=/sonder.yaml) --out .bench/heads
 
+bench-score-everybody: setup $(SCALED) ## scores of everybody, vectors computed again beside vectors read; ends in one JSON line
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.score_everybody $(SCALED:/releases=)
+
 bench-rising-vectors: setup $(SCALED) ## vectors at the cutoffs of score rows, everybody beside who has wished for more; ends in one JSON line
 	$(BIN)/python -m benchmarks.rising_vectors $(SCALED:/releases=)
 

@@ -23,11 +23,10 @@ class Constant(NamedTuple):
 
 
 ASSUMED = "assumed"
-_EMBEDDING, _STORE = "benchmarks/bulk-embedding_2026-11-23.md", "benchmarks/store-load_2026-11-24.md"
-_CLUSTERS, _SEGMENTS = "benchmarks/clusters_2026-11-23.md", "benchmarks/segments_2026-11-23.md"
-_SCORES, _SPEED = "benchmarks/scores-scale_2026-11-24.md", "benchmarks/score-speed_2026-11-24.md"
+_SCALE, _STORE = "benchmarks/scale_2026-11-30.md", "benchmarks/store-load_2026-11-24.md"
 _TRAINING, _SERVING = "benchmarks/encoder-scaling_2026-11-23.md", "benchmarks/serving_2026-11-24.md"
-_PREPARE, _SOAK = "benchmarks/prepare_2026-11-23.md", "benchmarks/soak_2026-11-24.md"
+_SOAK = "benchmarks/soak_2026-11-24.md"
+_SLOPE = "the slope from one million events to a hundred, without Ray's start"
 _HERE = "docs/capacity.md"
 
 CONSTANTS = (
@@ -62,33 +61,27 @@ CONSTANTS = (
     Constant("gib_month", 0.02, "money", ASSUMED, "price parameter, of the object store"),
     Constant("object_store_share", 0.3, "share", "docs/capacity.md", "of a node's memory, which Ray takes by default"),
     # stages of a build
+    Constant("prepare_us_event", 5.1, "core µs", _SCALE, f"(543 - 34 CPU s) / 99 M events: {_SLOPE}"),
+    Constant("segment_us_event", 6.2, "core µs", _SCALE, f"(641 - 23) / 99 M events, 20 a user: {_SLOPE}"),
+    Constant("cluster_us_user", 21, "core µs", _SCALE, f"(128 - 24) / 4.95 M users, the number chosen: {_SLOPE}"),
+    Constant("growth_us_user", 7.9, "core µs", _SCALE, f"39 / 4.95 M users: {_SLOPE}"),
     Constant(
-        "prepare_us_event",
-        3.6,
+        "score_us_user",
+        380,
         "core µs",
-        _PREPARE,
-        "2 cores x (65 - 33 s) / 18 M events: the slope, without Ray's start",
+        _SCALE,
+        "950 s x 2 cores / 5 M users by the clock: two heads, 425 trees, drivers",
     ),
-    Constant("embed_us_user", 178, "core µs", _EMBEDDING, "89.2 s x 2 cores / 1 M users of 25 events"),
+    Constant("score_rows_core_s", 1_400, "core s", _SCALE, "1,400 s x 2 / 2 tasks at 20 M rows; more rows are sampled"),
     Constant(
-        "interests_us_event",
-        2.6,
-        "core µs",
-        _SEGMENTS,
-        "26.1 s x 2 / 100,000 users of 200 events; fewer events cost less each",
-    ),
-    Constant(
-        "cluster_us_user", 44, "core µs", _CLUSTERS, "221.7 s x 2 / 10 M vectors: number chosen, 3 passes, assignment"
-    ),
-    Constant("growth_us_user", 1.8, "core µs", _SEGMENTS, "1.77 s / 1 M users at 24 moments"),
-    Constant("score_us_user", 47, "core µs", _SPEED, "256 users in 5.97 ms with 2 threads, features and ten heads"),
-    Constant(
-        "score_train_core_s",
-        4_458,
+        "score_trees_core_s",
+        2_700,
         "core s",
-        _SCORES,
-        "(399 + 300 x 6.1 s) x 2 at 20 M rows, a task; more rows are sampled",
+        _SCALE,
+        "(900 + 3,200) s / 2 tasks, most of it on one core, from 15 M rows to 20 M; more are sampled",
     ),
+    Constant("profiles_us_user", 33, "core µs", _SCALE, f"(168 - 2) / 4.95 M users: {_SLOPE}"),
+    Constant("judge_us_user", 63, "core µs", _SCALE, f"evaluate and report, (390 - 79) / 4.95 M users: {_SLOPE}"),
     Constant("train_fixed_ms", 11, "ms", _TRAINING, "of a step, whatever the number of workers"),
     Constant("train_step_ms", 242, "ms", _TRAINING, "of a step of 8,192 positions, divided by the workers"),
     Constant(

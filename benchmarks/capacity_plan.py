@@ -47,14 +47,16 @@ def plan(users: float, v: Values) -> Plan:
     train_h = steps * step_s / 3600
     stages_us = {
         "prepare": events * v["prepare_us_event"],
-        "segment": users * v["embed_us_user"] + events * v["interests_us_event"],
+        "segment": events * v["segment_us_event"],
         "cluster": users * v["cluster_us_user"],
         "growth": users * v["growth_us_user"],
         "score, everybody": users * v["score_us_user"],
+        "profiles": users * v["profiles_us_user"],
+        "evaluation and report": users * v["judge_us_user"],
         "load the store": users * v["load_us_user"],
     }
     stages = {name: cost / 1e6 / 3600 for name, cost in stages_us.items()}
-    stages["score, training"] = v["tasks"] * v["score_train_core_s"] / 3600
+    stages["score, training"] = v["tasks"] * (v["score_rows_core_s"] + v["score_trees_core_s"]) / 3600
     spread_core_h = sum(stages.values())
     stages["train"] = train_h * v["train_workers"]
     work_pods = math.ceil(spread_core_h / max(v["night_h"] - train_h, 1.0) / v["use"] / v["work_vcpu"])

@@ -164,7 +164,8 @@ def _score(build: Build) -> dict[str, Any]:
     result = train_scores(
         build.config, build.snapshot, encoder, heads, end_us=build.end_us, encoder_cutoff_us=encoder_cutoff_us
     )
-    score_users(build.config, build.snapshot, encoder, heads, heads / "users", as_of_us=build.end_us)
+    vectors = build.target / "vectors"
+    score_users(build.config, build.snapshot, encoder, heads, heads / "users", as_of_us=build.end_us, vectors=vectors)
     return result
 
 

@@ -33,8 +33,8 @@ from pipelines.cluster_reading import (
     read_sample_vectors,
     rows_of_both,
     vector_blocks,
-    vectors_of,
 )
+from pipelines.embed import vectors_of
 from sonder.core import telemetry
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import bucket_numbers, part_file
+from pipelines.embed import vectors_of
 from pipelines.segment import SAMPLE_USERS
 from sonder.core.ids import unit_interval
 from sonder.core.storage import Folder, read_manifest
@@ -65,12 +65,6 @@ def vector_blocks(file: Folder) -> Iterator[NDArray[np.float32]]:
     with file.open() as opened:
         for batch in pq.ParquetFile(opened).iter_batches(_BATCH, columns=["vector"]):
             yield vectors_of(batch.column(0))
-
-
-def vectors_of(column: pa.Array) -> NDArray[np.float32]:
-    """A list column of equal lengths -> [U, D]."""
-    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 1)
 
 
 def parent_of(workspace: Workspace, parent: str | None) -> ParentClusters:

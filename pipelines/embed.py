@@ -168,6 +168,12 @@ def vector_table(user_ids: pa.Array, vectors_UD: NDArray[np.float32]) -> pa.Tabl
     return pa.table([user_ids.cast(pa.string()), lists], schema=VECTOR_SCHEMA)
 
 
+def vectors_of(column: pa.Array) -> NDArray[np.float32]:
+    """A list column of equal lengths -> [U, D]."""
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 1)
+
+
 @dataclass
 class Progress:
     """Tells of finished buckets, at most one line in SECONDS_BETWEEN_LINES; those done by an earlier run count too."""

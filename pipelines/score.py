@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.bucket_tasks import bucket_numbers, over_buckets, part_file
+from pipelines.embed import vectors_of
 from pipelines.score_finish import finish_backtest, finish_head
 from pipelines.score_leaks import refuse_futures, refuse_leaks
 from pipelines.score_plan import ScorePlan, learnable, num_users, plan_models
@@ -139,9 +140,13 @@ def score_users(
     target: Folder,
     *,
     as_of_us: int,
+    vectors: Folder | None = None,
     num_workers: int | None = None,
 ) -> dict[str, Any]:
-    """Score everybody from the events before `as_of` with the heads of `scores_folder` -> number of scores."""
+    """Score everybody from the events before `as_of` with the heads of `scores_folder` -> number of scores.
+
+    `vectors`: where everybody's at `as_of` by this encoder are already (pipelines.segment); else they are computed.
+    """
     workspace = Workspace.at(config.workspace)
     history = workspace.history(snapshot)
     arguments = {
@@ -152,6 +157,7 @@ def score_users(
         "target": target.uri,
         "summaries": (scores_folder / SUMMARIES).uri,
         "as_of_us": as_of_us,
+        "vectors": None if vectors is None else vectors.uri,
         "sensitive": list(config.scoring.sensitive_categories),
     }
     with telemetry.stage("score_users", snapshot=snapshot) as counts:
@@ -172,10 +178,11 @@ class ScoreBucket:
         target: str,
         summaries: str,
         as_of_us: int,
+        vectors: str | None = None,
         sensitive: Sequence[str] = (),
     ) -> None:
         self.history, self.target, self.as_of_us = Folder.at(history), Folder.at(target), as_of_us
-        self.summaries = Folder.at(summaries)
+        self.summaries, self.vectors = Folder.at(summaries), None if vectors is None else Folder.at(vectors)
         self.vocabulary = Vocabulary.load(Folder.at(items))
         self.scorer = Scorer.of(load_heads(Folder.at(scores)), self.vocabulary, sensitive=sensitive)
         self.encoder = load_encoder(Folder.at(encoder))
@@ -192,10 +199,14 @@ class ScoreBucket:
         timelines = read_timelines(self.history, self.vocabulary, [bucket])
         if self.features is None:
             return timelines, None
-        read = self.features.needs_vectors
-        vectors = embed_users(self.encoder, timelines, as_of_us=self.as_of_us) if read else None
+        vectors = self._vectors(bucket, timelines) if self.features.needs_vectors else None
         summary = self.features.summarise(timelines, as_of_us=self.as_of_us)
         if summary is not None:
             told = summary_table(timelines.user_ids, summary, as_of_us=self.as_of_us)
             part_file(self.summaries, bucket).write_table(told)
         return timelines, self.features.compute(timelines, vectors, as_of_us=self.as_of_us, interests_UI=summary)
+
+    def _vectors(self, bucket: int, timelines: Timelines) -> NDArray[np.float32]:
+        if self.vectors is None:
+            return embed_users(self.encoder, timelines, as_of_us=self.as_of_us)
+        return vectors_of(part_file(self.vectors, bucket).read_table(["vector"]).column("vector").combine_chunks())

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import pipelines.score
 import pipelines.score_matrix
 import pipelines.score_train
 from pipelines.bucket_tasks import over_buckets
@@ -16,6 +17,7 @@ from pipelines.score import score_users, train_scores
 from pipelines.score_matrix import RowFiles
 from pipelines.score_plan import ScorePlan, plan_models
 from pipelines.score_rows import PARTS, ModelPlan, ScoreRowsBucket, read_rows
+from pipelines.segment import segment_users
 from pipelines.train import train_encoder
 from sonder.core.config import SonderConfig
 from sonder.core.storage import Folder
@@ -24,6 +26,7 @@ from sonder.encoder.artefact import load_encoder
 from sonder.history.timelines import MICROSECONDS_PER_DAY as DAY
 from sonder.scoring.heads import load_heads, load_refusals
 from sonder.scoring.training import SAVE_EVERY, Progress
+from tests.pipelines.test_segment import all_bytes
 from tests.tiny_log import Event, random_log, timelines_of, vocabulary_of, write_snapshot
 
 END_DAY, DIM = 100, 8
@@ -310,6 +313,20 @@ def test_everybody_who_can_be_asked_is_scored_once(
     assert scores.height == len(asked)
     assert scores["value"].is_between(0, 1).all()
     assert scores["drivers"].list.len().min() >= 1
+
+
+def test_vectors_that_are_there_already_are_read_and_give_the_same_scores(
+    config: SonderConfig, trained: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, segmented = Folder.at(str(trained[1])), Folder.at(str(tmp_path / "segmented"))
+    for name, at in (("computed", {}), ("read", {"vectors": segmented / "vectors"})):
+        target = Folder.at(str(tmp_path / name))
+        score_users(config, "tiny", encoder_of(config), heads, target, as_of_us=95 * DAY, num_workers=0, **at)
+        segment_users(config, "tiny", encoder_of(config), segmented, as_of_us=95 * DAY, num_workers=0)
+        monkeypatch.delattr(pipelines.score, "embed_users", raising=False)
+    computed, read = (all_bytes(tmp_path / name) for name in ("computed", "read"))
+    assert any(head.spec.embedding_dim for head in load_heads(heads))
+    assert read == computed != {}
 
 
 @pytest.mark.ray
