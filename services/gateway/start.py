@@ -245,7 +245,7 @@ def wait_until_ready(url: str, timeout_s: float = 60.0) -> None:
             else:
                 if answer.status_code == 200:
                     return
-                found = f"{answer.status_code} {answer.text[:MOST_SHOWN]}"
+                found = f"{answer.status_code} {' '.join(answer.text.split())[:MOST_SHOWN]}"
             waiting.wait(0.25)
     raise NotReady(
         f"{url}/readyz was not ready within {timeout_s:.0f} s, last: {found}",

@@ -7,7 +7,7 @@ of rare positives knows (min_child_weight is in its units).
 Search: the first `trials` of TRIALS, each stopped where its loss on `stop` rows (users of a later time, not calibrated
 or tested on) fell in PATIENCE rounds by no more than LEAST_GAIN of all that it fell since the first; the least loss
 wins, of equals the earlier. With millions of rows a loss falls by a millionth for hundreds of rounds
-(benchmarks/head-rounds_2026-11-30.md).
+(benchmarks/scale_2026-11-30.md; how LEAST_GAIN was chosen: benchmarks/head-rounds_2026-11-30.md).
 Missing values: while trees are grown one is MISSING, beyond all others ("never" beyond any "long ago"), and in the
 trees that are kept it goes where MISSING went. xgboost's own way, a direction learnt at every split, takes 3.5 times as
 long and 2 to 6 times the memory, for the same losses (benchmarks/missing-values_2026-11-30.md).
@@ -78,7 +78,8 @@ class Progress:
         if len(self.losses) <= PATIENCE:
             return False
         best, before = min(self.losses), min(self.losses[:-PATIENCE])
-        return len(self.losses) >= MAX_ROUNDS or before - best <= LEAST_GAIN * (self.losses[0] - best)
+        still_falls = before - best > LEAST_GAIN * (self.losses[0] - best)  # no loss that is NaN does
+        return len(self.losses) >= MAX_ROUNDS or not still_falls
 
 
 NOTHING_YET = Progress(None, ())

@@ -72,7 +72,7 @@ def test_rounds_that_bring_next_to_nothing_are_the_last_whatever_a_loss_is_measu
     end = first_end(falling)
     assert end == pytest.approx(20 * np.log2(3 / LEAST_GAIN), abs=2)
     assert first_end(1000 * falling - 900) == end
-    assert first_end(np.full(MAX_ROUNDS, 0.5)) == PATIENCE + 1
+    assert first_end(np.full(MAX_ROUNDS, 0.5)) == first_end(np.full(MAX_ROUNDS, np.nan)) == PATIENCE + 1
     assert first_end(np.linspace(0.9, 0.1, MAX_ROUNDS + 9)) == MAX_ROUNDS
 
 
